@@ -1,0 +1,44 @@
+# make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
+#                  SCALE=photographs (or quick, gpu, paper) first writes that scale into params.yaml's last line
+# make test        the tests                  make lab    JupyterLab on the notebooks
+# make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONUNBUFFERED := 1
+PYTHON ?= python3
+.PHONY: reproduce test lab lock lint clean
+
+reproduce: .venv/installed
+ifdef SCALE
+	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
+endif
+	@python -m robust_features.params
+	dvc repro
+
+test: .venv/installed
+	ruff check .
+	pytest
+
+lab: .venv/installed
+	jupyter lab notebooks
+
+lint: .venv/installed
+	ruff check --fix .
+	ruff format .
+
+lock: .venv/uv
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt
+
+clean:
+	rm -rf data/code data/datasets data/models data/evaluations data/distillations data/runs data/failed data/interrupted data/params-checked reports/quick reports/index.html
+
+.venv/installed: requirements.txt pyproject.toml .venv/uv
+	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
+	touch $@
+
+.venv/uv:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check uv
+	touch $@

@@ -1,0 +1,56 @@
+"""The threat model: which images count as close, and how to move among them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from robust_features import noise
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Images within `epsilon` of a centre and within [0, 1]; an infinite epsilon leaves only the latter."""
+
+    norm: Norm
+    epsilon: float
+
+    def project(self, images: Tensor, centre: Tensor) -> Tensor:
+        """The point of the ball nearest to `images` (L∞), or nearest and then clipped to [0, 1] (L2)."""
+        if self.norm == "linf":
+            return torch.clamp(images, centre - self.epsilon, centre + self.epsilon).clamp(0, 1)
+        delta = images - centre
+        shrink = (self.epsilon / l2(delta).clamp_min(1e-12)).clamp_max(1)
+        return (centre + delta * _per_image(shrink)).clamp(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The step of unit norm along which a linear function with this gradient rises most; zero where it is zero."""
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / _per_image(l2(gradient).clamp_min(1e-12))
+
+    def sample(self, centre: Tensor, generator: Generator) -> Tensor:
+        """A uniform point of the ball (L∞), or one of uniform direction and uniform volume (L2), clipped to [0, 1]."""
+        keys = noise.image_keys(len(centre), generator).to(centre.device)
+        if self.norm == "linf":
+            return (centre + self.epsilon * (2 * noise.uniform(keys, centre.shape[1:]) - 1)).clamp(0, 1)
+        direction = self.steepest(noise.normal(keys, centre.shape[1:]))
+        radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / centre[0].numel())
+        return (centre + direction * _per_image(radius)).clamp(0, 1)
+
+
+def l2(delta: Tensor) -> Tensor:
+    """(N,) Euclidean norm of each image of `delta`."""
+    return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+
+
+def linf(delta: Tensor) -> Tensor:
+    """(N,) largest absolute pixel change of each image of `delta`."""
+    return delta.flatten(1).abs().amax(1)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,115 @@
+"""The Information Bottleneck of Kim et al. 2021, Sec. 2: how much noise each channel bears, and what follows for each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from robust_features import noise
+from robust_features.hardware import Hardware
+from robust_features.models import Network, frozen
+from robust_features.settings import settings
+
+
+@settings
+class Bottleneck:
+    """How σ is sought (Eq. 4) and judged (Eq. 5).
+
+    The information term is the mean over channels, as the authors ran it. `beta` is stated for the published width: a
+    network with fewer channels gets it scaled by C / full C, so that its weight per channel, and with it the balance
+    against the cross-entropy, stays the same. `threshold: image` takes T over the channels of one image, as the paper
+    writes; `batch` over all of each batch of `batch_size` images, as the authors' code does.
+    """
+
+    beta: NonNegativeFloat = 0.3
+    steps: PositiveInt = 200
+    learning_rate: PositiveFloat = 0.1
+    threshold: Literal["image", "batch"] = "image"
+    batch_size: PositiveInt = 100
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The bottleneck's verdict on each channel of each image."""
+
+    sigma: Tensor  # (N, C) noise variation σ
+    variance: Tensor  # (N, C) feature variation σ_z²: variance of Z over its positions
+    tolerance: Tensor  # (N,) T = max σ_z²
+
+    @property
+    def robust(self) -> Tensor:
+        """(N, C) bool, the robust channel index i_r (Eq. 5)."""
+        return self.sigma.square() > self.tolerance[:, None]
+
+    def split(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(Z_r, Z_nr) of (N, C, h, w) features, adding up to Z."""
+        robust = features * self.robust.to(features)[:, :, None, None]
+        return robust, features - robust
+
+
+def distil(
+    network: Network,
+    features: Tensor,
+    labels: Tensor,
+    settings: Bottleneck,
+    *,
+    hardware: Hardware,
+    generator: Generator,
+    at: str | None = None,
+) -> Distillation:
+    """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
+
+    One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
+    image's σ depends on who shares its batch. Raises ValueError for features of one position: they have no variance.
+    """
+    if features[0, 0].numel() < 2:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} have one position a channel, hence no σ_z; use larger images"
+        )
+    parts = []
+    with frozen(network):
+        for z, y in zip(features.split(settings.batch_size), labels.split(settings.batch_size), strict=True):
+            parts.append(_distil(network, z.to(hardware.device), y.to(hardware.device), settings, generator, at))
+    return Distillation(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
+    """(N,) mean over channels of D_KL[N(z, σ_z²) ‖ N(z, σ²)], in nats (Eq. 4, with the authors' mean for the paper's sum)."""
+    ratio = (variance + 1e-10) / (sigma.square() + 1e-10)
+    return 0.5 * (ratio - ratio.log() - 1).mean(1)
+
+
+def _distil(
+    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, generator: Generator, at: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, channels = z.shape[:2]
+    variance = z.flatten(2).var(2)
+    beta = settings.beta * channels / network.full_channels
+    keys = noise.image_keys(count, generator).to(z.device)
+    rho = torch.zeros(
+        count, channels, device=z.device, requires_grad=True
+    )  # the paper's λ: σ = softplus(λ), ln 2 at first
+    adam = torch.optim.Adam([rho], lr=settings.learning_rate)
+    for step in range(settings.steps):
+        sigma = F.softplus(rho)
+        noisy = z + (sigma * noise.normal(keys, (channels,), draw=step))[:, :, None, None]
+        task = F.cross_entropy(network.head(noisy, at), labels, reduction="none")
+        (rho.grad,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
+        adam.step()
+    tolerance = variance.amax(1) if settings.threshold == "image" else variance.amax().expand(count)
+    return F.softplus(rho.detach()), variance, tolerance
+
+
+def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:
+    """Z + σ·ε (Eq. 3): (N, C, h, w) features with one draw a channel of size (N, C) σ; zero where σ is masked."""
+    keys = noise.image_keys(len(features), generator)
+    return features + (sigma * noise.normal(keys, sigma.shape[1:]))[:, :, None, None]
+
+
+def votes(network: Network, given: Tensor) -> Tensor:
+    """(N, C): by how much the last layer's weight of each channel for the given class exceeds its mean over classes."""
+    weights = network.stages["logits"].weight.detach().float().cpu()
+    return (weights - weights.mean(0))[given]

@@ -1,0 +1,230 @@
+"""Datasets, each read once into uint8 tensors, checked, and split into train, validation and test.
+
+A new kind is one class with a `parts` method, and its name in `DatasetSettings`; or no code at all: kind image-folder.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from robust_features import archives, store
+from robust_features.downloads import reading, verify
+from robust_features.paths import DATA, ROOT
+from robust_features.settings import UserError, settings
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: uint8 (N, 3, H, W), and int64 (N,) that index `classes`."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        x, y, last = self.images, self.labels, len(self.classes) - 1
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
+            raise UserError(f"{self.name}: images must be uint8 (N, 3, H, W), found {x.dtype} {(*x.shape,)}")
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise UserError(f"{self.name}: labels must be int64 ({len(x)},), found {y.dtype} {(*y.shape,)}")
+        if len(y) and not 0 <= y.min() <= y.max() <= last:
+            raise UserError(f"{self.name}: labels must be 0 to {last}, found {y.min()} to {y.max()}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor | slice) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@settings
+class Source:
+    """What every kind is asked for. A kind adds `parts`, all its training and test images, and their terms of use."""
+
+    validation: PositiveInt  # images held out of the training images
+    train: PositiveInt | None = None  # so many of the others; None: all
+    test: PositiveInt | None = None
+
+
+Parts = tuple[ImageSet, ImageSet]
+
+
+@settings
+class Digits(Source):
+    """8 x 8 digits in scikit-learn, enlarged bilinearly; `test` are held out (Alpaydin and Kaynak 1998; CC BY 4.0)."""
+
+    kind: Literal["digits"] = "digits"
+    test: PositiveInt = 500
+    size: PositiveInt = 32
+
+    def parts(self, seed: int) -> Parts:
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        grey = torch.from_numpy(found.images)[:, None] * 255 / 16
+        images = F.interpolate(grey, size=(self.size, self.size), mode="bilinear").round().byte().expand(-1, 3, -1, -1)
+        return draw(_labelled("digits", images, found.target, "0123456789"), self.test, seed)[::-1]  # drawn: the test
+
+
+@settings
+class Cifar(Source):
+    """32 x 32 photographs of 10 or 100 classes (Krizhevsky 2009, which users are asked to cite)."""
+
+    kind: Literal["cifar10", "cifar100"]
+
+    def parts(self, seed: int) -> Parts:
+        from torchvision.datasets import CIFAR10, CIFAR100
+
+        known = CIFAR10 if self.kind == "cifar10" else CIFAR100
+        folder = archives.locate(known.base_folder, known.url, known.tgz_md5)
+        for name, md5 in (*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])):
+            verify(folder / name, f"delete {folder} to have it downloaded again", md5=md5)
+        both = known(folder.parent, train=True), known(folder.parent, train=False)
+        return tuple(_labelled(folder, part.data.transpose(0, 3, 1, 2), part.targets, part.classes) for part in both)
+
+
+@settings
+class Svhn(Source):
+    """32 x 32 house numbers, or 7,000 and 3,000 of its test images (Netzer et al. 2011; non-commercial use only)."""
+
+    kind: Literal["svhn", "svhn-first-10000"]
+
+    def parts(self, seed: int) -> Parts:
+        if self.kind == "svhn":
+            return self.archive("train"), self.archive("test")
+        if (path := archives.locate("svhn-first-10000.npz")).exists():
+            with reading(path), np.load(path) as arrays:
+                images, labels = arrays["images"].transpose(0, 3, 1, 2), arrays["labels"]
+            first = _labelled(path, images, labels, "0123456789")
+        else:
+            first = self.archive("test")
+        return first.take(slice(7_000)), first.take(slice(7_000, 10_000))
+
+    def archive(self, split: str) -> ImageSet:
+        from torchvision.datasets import SVHN
+
+        url, name, md5 = SVHN.split_list[split]
+        found = SVHN(archives.locate(name, url, md5).parent, split=split)
+        return _labelled(name, found.data, found.labels, "0123456789")
+
+
+@settings
+class TinyImageNet(Source):
+    """64 x 64, 200 classes of ImageNet, tested on its validation set (Le and Yang 2015; non-commercial use only)."""
+
+    kind: Literal["tiny-imagenet"] = "tiny-imagenet"
+
+    def parts(self, seed: int) -> Parts:
+        folder = archives.locate("tiny-imagenet-200", *archives.TINY)
+        return _decoded(folder, *archives.tiny(folder), size=64)
+
+
+@settings
+class ImageNet9(Source):
+    """64 x 64, nine unbalanced groups of ImageNet's animals (Chrabaszcz et al. 2017; non-commercial use only)."""
+
+    kind: Literal["imagenet9"] = "imagenet9"
+    source: Literal["downsampled", "tiny-imagenet"]  # the second stands in where the first is not at hand
+
+    def parts(self, seed: int) -> Parts:
+        if self.source == "downsampled":
+            folder = archives.locate("Imagenet64")
+            return tuple(_labelled(folder, *arrays, archives.NINE) for arrays in archives.downsampled_nine(folder))
+        folder = archives.locate("tiny-imagenet-200", *archives.TINY)
+        return _decoded(folder, *archives.nine_of_tiny(folder), size=64)
+
+
+@settings
+class ImageFolder(Source):
+    """Your own images: `path`/train/CLASS/* and `path`/test/CLASS/*, resized and centre-cropped to `size`."""
+
+    kind: Literal["image-folder"] = "image-folder"
+    path: str  # absolute, or from the project's folder
+    size: PositiveInt
+
+    def parts(self, seed: int) -> Parts:
+        folder = ROOT / Path(self.path).expanduser()
+        both = [sorted(folder.glob(f"{split}/*/*")) for split in ("train", "test")]
+        both = [[path for path in paths if path.suffix.lower() in Image.registered_extensions()] for paths in both]
+        classes = sorted({path.parent.name for paths in both for path in paths})
+        train, test = ([(path, classes.index(path.parent.name)) for path in paths] for paths in both)
+        return _decoded(folder, train, test, classes, size=self.size)
+
+
+DatasetSettings = Annotated[Digits | Cifar | Svhn | TinyImageNet | ImageNet9 | ImageFolder, Field(discriminator="kind")]
+
+
+def read(settings: Source, *, seed: int) -> dict[str, ImageSet]:
+    """The splits train, validation and test; `seed` chooses and shuffles their images."""
+    train, test = settings.parts(seed)
+    validation, train = draw(train, settings.validation, seed)
+    train, _ = draw(train, settings.train, seed)
+    test, _ = draw(test, settings.test, seed)
+    splits = ("train", train), ("validation", validation), ("test", test)
+    return {split: replace(images, name=f"{settings.kind}/{split}") for split, images in splits}
+
+
+def draw(pool: ImageSet, n: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """`n` random images (None: all), each class in proportion, and the others; the draw of fewer is its beginning."""
+    n = len(pool) if n is None else n
+    if not 0 < n <= len(pool):
+        raise UserError(f"{pool.name}: {n or 'more'} images asked for, {len(pool)} left; lower train, validation, test")
+    order = np.random.RandomState(seed).permutation(len(pool))  # NumPy promises never to change this stream
+    labels = pool.labels.numpy()[order]
+    quantile = np.empty(len(pool))  # within the class of each; drawing the lowest is Sainte-Laguë's apportionment
+    for label in np.unique(labels):
+        members = labels == label
+        quantile[members] = (np.arange(members.sum()) + 0.5) / members.sum()
+    order = torch.from_numpy(order[np.argsort(quantile, kind="stable")])
+    return pool.take(order[:n]), pool.take(order[n:])
+
+
+def save(id: str, splits: dict[str, ImageSet], settings: Any, **more: Any) -> None:
+    """Write each split as a record of its own, data/datasets/<id>/<split>/; `more`, such as a seed, joins its card."""
+    card = {"settings": asdict(settings), "about": settings.__doc__, **more}
+    for split, part in splits.items():
+        counts = torch.bincount(part.labels, minlength=len(part.classes)).tolist()
+        card |= {"size": len(part), "classes": part.classes, "counts": counts}
+        card["images_sha256"] = hashlib.sha256(part.images.contiguous().numpy()).hexdigest()
+        store.save(DATA / "datasets" / id / split, {"images": part.images, "labels": part.labels}, card)
+
+
+def load(id: str, split: str) -> ImageSet:
+    """One split of a saved dataset. Raises UserError if it is missing or damaged."""
+    record = store.load(DATA / "datasets" / id / split)
+    return ImageSet(**record.tensors, classes=tuple(record.card["classes"]), name=f"{id}/{split}")
+
+
+def _labelled(name: object, images: Any, labels: Any, classes: Iterable[str]) -> ImageSet:
+    images = torch.as_tensor(np.ascontiguousarray(images))
+    return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64), tuple(classes), str(name))
+
+
+def _decoded(folder: Path, train: archives.Files, test: archives.Files, classes: Sequence[str], *, size: int) -> Parts:
+    """Decode image files, turn them upright, and resize and crop them to `size`, in RGB."""
+    parts = []
+    for split, files in (("training", train), ("test", test)):
+        labels = [label for _, label in files]
+        missing = ", ".join(classes[label] for label in sorted(set(range(len(classes))).difference(labels)))
+        if missing or not files:
+            raise UserError(f"{folder}: no {split} images of {missing or 'any class'}; every class needs them")
+        images = np.empty((len(files), 3, size, size), np.uint8)
+        for image, (path, _) in zip(images, tqdm(files, desc=folder.name, disable=None), strict=True):
+            with reading(path), Image.open(path) as file:
+                upright = ImageOps.exif_transpose(file).convert("RGB")
+                fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+            image[:] = np.asarray(fitted).transpose(2, 0, 1)
+        parts.append(_labelled(folder, images, labels, classes))
+    return tuple(parts)

@@ -1,0 +1,132 @@
+"""What the bottleneck says of one model on clean and attacked images: computed once, stored, and read as rows of tables."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from robust_features import store
+from robust_features.bottleneck import Bottleneck, distil
+from robust_features.evaluation import decide, features
+from robust_features.hardware import Hardware
+from robust_features.models import Network
+from robust_features.paths import DATA
+from robust_features.settings import describe
+from robust_features.statistics import Interval, wilson
+
+
+def distil_examples(
+    network: Network,
+    examples: dict[str, Tensor],
+    labels: Tensor,
+    settings: Bottleneck,
+    *,
+    hardware: Hardware,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Channel indices and predictions for every set of (N, C, H, W) images, `clean` among them (Kim et al. 2021, Sec. 3).
+
+    Of the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
+    index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). Of
+    each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2).
+    Names: given/<label>, sigma|variance|robust/<distilled>/<label>, prediction/<example>[/<distilled>-<label>]/<Int|R|NR>.
+    """
+    z = {name: features(network, images, hardware=hardware) for name, images in examples.items()}
+    result = {f"prediction/{name}/Int": decide(network, z[name], hardware=hardware) for name in z}
+    classes = network.head(z["clean"][:1].to(hardware.device)).shape[1]
+    given = {"true": labels, "predicted": result["prediction/clean/Int"]}
+    random = torch.randint(classes, labels.shape, generator=Generator().manual_seed(seed))
+
+    def apply(robust: Tensor, name: str, index: str) -> None:
+        z_r = z[name] * robust[:, :, None, None]
+        result[f"prediction/{name}/{index}/R"] = decide(network, z_r, hardware=hardware)
+        result[f"prediction/{name}/{index}/NR"] = decide(network, z[name] - z_r, hardware=hardware)
+
+    def judge(name: str, label: str, target: Tensor) -> Tensor:
+        generator = Generator().manual_seed(seed)
+        found = distil(network, z[name], target, settings, hardware=hardware, generator=generator)
+        result[f"sigma/{name}/{label}"], result[f"robust/{name}/{label}"] = found.sigma, found.robust
+        result[f"variance/{name}"] = found.variance
+        return found.robust
+
+    for label, target in (given | {"random": random}).items():
+        robust = judge("clean", label, target)
+        result[f"given/{label}"] = target
+        for name in z:
+            apply(robust, name, f"clean-{label}")
+    for name in z:
+        apply(_shuffled(result["robust/clean/true"], seed), name, "clean-shuffled")
+    for name in z.keys() - {"clean"}:
+        for label, target in {"true": labels, "predicted": result[f"prediction/{name}/Int"]}.items():
+            apply(judge(name, label, target), name, f"{name}-{label}")
+        apply(_shuffled(result[f"robust/{name}/true"], seed), name, f"{name}-shuffled")
+    return dict(sorted(result.items()))
+
+
+def save(model_id: str, tensors: dict[str, Tensor], settings: Bottleneck) -> None:
+    """Write data/distillations/<id>/."""
+    store.save(DATA / "distillations" / model_id, tensors, {"bottleneck": describe(settings)})
+
+
+def load(model_id: str) -> dict[str, Tensor]:
+    """The tensors of data/distillations/<id>/."""
+    return store.load(DATA / "distillations" / model_id).tensors
+
+
+def accuracies(models: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """Rows of Table 1 for the models, id → dimensions: example, given, features (Int, R, NR), value, low, high, n in percent."""
+    return pd.DataFrame(row for model, dimensions in models.items() for row in _accuracies(load(model), dimensions))
+
+
+def agreement(models: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """Rows of Table 2: how often Z_nr of an attacked image predicts the attacked class, over images the attack fooled."""
+    return pd.DataFrame(row for model, dimensions in models.items() for row in _agreement(load(model), dimensions))
+
+
+def given_predicted(models: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """How often Z_r and Z_nr of clean images predict the label that the bottleneck was given."""
+    return pd.DataFrame(
+        {**dimensions, "given": label, "features": part}
+        | asdict(_share(tensors[f"prediction/clean/clean-{label}/{part}"] == tensors[f"given/{label}"]))
+        for model, dimensions in models.items()
+        for tensors in [load(model)]
+        for label in ("true", "predicted", "random")
+        for part in ("R", "NR")
+    )
+
+
+def _accuracies(tensors: dict[str, Tensor], dimensions: dict[str, str]) -> Iterator[dict[str, Any]]:
+    labels = tensors["given/true"]
+    for key, predictions in tensors.items():
+        match key.split("/"):
+            case ["prediction", example, "Int"]:
+                row = {"example": example, "given": "true", "features": "Int"}
+            case ["prediction", example, index, part] if index.startswith("clean-"):
+                row = {"example": example, "given": index.removeprefix("clean-"), "features": part}
+            case _:
+                continue
+        yield dimensions | row | asdict(_share(predictions == labels))
+
+
+def _agreement(tensors: dict[str, Tensor], dimensions: dict[str, str]) -> Iterator[dict[str, Any]]:
+    labels = tensors["given/true"]
+    for key, predictions in tensors.items():
+        match key.split("/"):
+            case ["prediction", example, index, "NR"] if index.startswith(f"{example}-") and example != "clean":
+                attacked = tensors[f"prediction/{example}/Int"]
+                fooled = attacked != labels
+                row = {"example": example, "given": index.removeprefix(f"{example}-")}
+                yield dimensions | row | asdict(_share(predictions[fooled] == attacked[fooled]))
+
+
+def _share(hits: Tensor) -> Interval:
+    return wilson(int(hits.sum()), len(hits))
+
+
+def _shuffled(robust: Tensor, seed: int) -> Tensor:
+    """As many channels in every image, but chosen at random."""
+    order = torch.rand(robust.shape, generator=Generator().manual_seed(seed)).argsort(1)
+    return robust.gather(1, order)

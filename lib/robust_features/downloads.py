@@ -1,0 +1,100 @@
+"""Files from the network: resumed where they were cut, checked, and whole or not there."""
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from robust_features.settings import UserError
+
+AGAIN = "delete it and run the same command again"
+
+
+def download(url: str, target: Path, *, waits: Sequence[float] = (1, 2, 4), **checksum: str) -> Path:
+    """Fetch `url` to `target`, going on with `<target>.part`; a target that is already there is only checked.
+
+    `checksum` is md5=… or sha256=…; a broken connection is tried again after each of `waits` seconds.
+    """
+    if target.exists():
+        verify(target, AGAIN, **checksum)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    for wait in (*waits, None):
+        try:
+            _fetch(url, part)
+            break
+        except (OSError, HTTPException) as error:  # no network, a time-out and an answer such as 404 are OSErrors
+            code = getattr(error, "code", None)
+            if code == 416:  # no such range: nothing is lacking
+                break
+            if wait is None or code in range(400, 500):
+                raise UserError(
+                    f"{url}: cannot be fetched ({error}); with a network, run the same command again: it goes on where"
+                    f" it was cut. Or put a copy at {target}, or its content where ROBUST_FEATURES_DATA points"
+                ) from error
+            time.sleep(wait)
+    try:
+        verify(part, "it was deleted, run the same command again", **checksum)
+    except UserError:
+        part.unlink()
+        raise
+    os.replace(part, target)
+    print(f"{target.name}: complete", file=sys.stderr)
+    return target
+
+
+def verify(path: Path, remedy: str, **checksum: str) -> None:
+    """Raise UserError, ending in `remedy`, unless `path` can be read and has the checksum."""
+    for name, expected in checksum.items():
+        with reading(path, remedy), path.open("rb") as file:
+            found = hashlib.file_digest(file, partial(hashlib.new, name, usedforsecurity=False)).hexdigest()
+        if found != expected:
+            raise UserError(f"{path}: {name} is {found}, expected {expected}; {remedy}")
+
+
+def extract(archive: Path, folder: Path) -> Path:
+    """Unpack the top folder called `folder.name` of a tar or zip archive to `folder`, whole or not at all."""
+    options = {} if archive.suffix == ".zip" else {"filter": "data"}  # both leave out what would land outside
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as root, reading(archive, AGAIN):
+        shutil.unpack_archive(archive, root, **options)
+        os.replace(Path(root) / folder.name, folder)
+    return folder
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "put a sound copy there") -> Iterator[Path]:
+    """Turn an error in reading `path` into one that names it; decoders of damaged files raise almost anything."""
+    try:
+        yield path
+    except MemoryError:  # not the fault of the file
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from error
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`, or write it anew where the server knows no ranges."""
+    have = part.stat().st_size if part.exists() else 0
+    with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30) as response:
+        have = have if response.status == 206 else 0
+        total = have + int(response.headers["Content-Length"] or 0)
+        if not sys.stderr.isatty():  # where tqdm, with disable=None, draws no bar
+            print(f"{part.stem}: fetching {(total - have) / 1e6:,.1f} MB from {url}", file=sys.stderr)
+        bar = tqdm(desc=part.stem, initial=have, total=total or None, unit="B", unit_scale=True, disable=None)
+        with bar, part.open("ab" if have else "wb") as file:
+            while block := response.read(1 << 20):
+                bar.update(file.write(block))
+    if part.stat().st_size < total:  # http.client says nothing when a connection ends early
+        raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")

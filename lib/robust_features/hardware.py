@@ -1,0 +1,45 @@
+"""The one place that decides device, precision and memory format."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from robust_features.settings import UserError, settings
+
+
+@settings
+class HardwareSettings:
+    """`auto` takes a CUDA device where there is one, and there bfloat16 autocast; a CPU computes in float32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where tensors live and how networks compute; losses, σ and norms are float32 everywhere."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, channels last."""
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which networks are run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def choose(settings: HardwareSettings) -> Hardware:
+    """The hardware of this machine. Raises UserError if params.yaml asks for a GPU and there is none."""
+    cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not cuda:
+        raise UserError(
+            "params.yaml, run.hardware.device: cuda is asked for, but torch sees no CUDA device; write auto or cpu"
+        )
+    device = torch.device("cuda" if cuda and settings.device != "cpu" else "cpu")
+    automatic = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return Hardware(device, automatic if settings.precision == "auto" else settings.precision)

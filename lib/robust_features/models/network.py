@@ -1,0 +1,106 @@
+"""A network is a chain of named stages: its features and its head are slices of one list."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std with one scalar each: networks normalise their own inputs, so that attacks act on pixels in [0, 1]."""
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class Network(nn.Module):
+    """Named stages applied in order: (N, 3, H, W) in [0, 1] → (N, classes) logits.
+
+    `split` names the stage whose output is Z = f_l(X) (Kim et al. 2021, Sec. 2): the last convolution before its ReLU.
+    `full_channels` is the number of channels of Z in the published architecture, which narrower versions are measured by.
+    `representation` names the penultimate stage, rep(x) of Springer et al. 2021; `hidden` the T_l of Xu et al. 2022, Eq. 1.
+    No stage works in place, so features may be kept. A trunk that branches fits as one stage; a branching head does not.
+    """
+
+    def __init__(
+        self,
+        stages: dict[str, nn.Module],
+        *,
+        split: str,
+        full_channels: int,
+        representation: str,
+        hidden: tuple[str, ...],
+    ):
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.split, self.full_channels = split, full_channels
+        self.representation, self.hidden = representation, hidden
+        for name in (split, representation, *hidden):
+            self._check(name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for stage in self.stages.values():
+            images = stage(images)
+        return images
+
+    def features(self, images: Tensor, at: str | None = None) -> Tensor:
+        """f_l: the output of stage `at`, by default `split`."""
+        at = self._check(at or self.split)
+        for name, stage in self.stages.items():
+            images = stage(images)
+            if name == at:
+                break
+        return images
+
+    def head(self, features: Tensor, at: str | None = None) -> Tensor:
+        """f_l+: the logits that follow from the output of stage `at`, by default `split`."""
+        names = list(self.stages)
+        for name in names[names.index(self._check(at or self.split)) + 1 :]:
+            features = self.stages[name](features)
+        return features
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """The output of every stage by name, from one pass."""
+        outputs = {}
+        for name, stage in self.stages.items():
+            outputs[name] = images = stage(images)
+        return outputs
+
+    def _check(self, name: str) -> str:
+        if name not in self.stages:
+            raise ValueError(f"the network has no stage {name!r}; it has {', '.join(self.stages)}")
+        return name
+
+
+def initialise(network: nn.Module) -> None:
+    """He's initialisation (fan out) of convolutions, N(0, 0.01) for linear layers, as in the papers' code."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def pooled() -> nn.Sequential:
+    """Global average over positions: (N, C, h, w) → (N, C)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients, as attacks and distillation need; both are restored afterwards."""
+    training = network.training
+    wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)

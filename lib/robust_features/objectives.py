@@ -1,0 +1,104 @@
+"""What training minimises: values called as (network, images, labels, *, generator) → scalar loss."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from robust_features import noise
+from robust_features.attacks import PGD, ascend
+from robust_features.models import frozen
+from robust_features.settings import settings
+
+
+@settings
+class Standard:
+    """Cross-entropy on clean images."""
+
+    kind: Literal["standard"] = "standard"
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        return F.cross_entropy(network(images), labels)
+
+
+@settings
+class Adversarial:
+    """Cross-entropy on adversarial images (Madry et al. 2018; Kim et al. 2021, Eq. 1)."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    attack: PGD
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        return F.cross_entropy(network(_craft(self.attack, network, images, labels, generator)), labels)
+
+
+@settings
+class Trades:
+    """CE(clean) + weight · KL(clean ‖ adversarial), the inner problem ascending the KL (Zhang et al. 2019, Eq. 5)."""
+
+    kind: Literal["trades"] = "trades"
+    attack: PGD
+    weight: NonNegativeFloat = 6.0
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        with frozen(network):
+            clean = network(images).detach()
+            keys = noise.image_keys(len(images), generator).to(images.device)
+            adversarial = ascend(
+                lambda x: divergence(clean, network(x)),
+                images,
+                ball=self.attack.ball,
+                step_size=self.attack.step_size,
+                steps=self.attack.steps,
+                start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
+            )
+        clean = network(images)
+        return F.cross_entropy(clean, labels) + self.weight * divergence(clean, network(adversarial)).mean()
+
+
+@settings
+class TradesKim:
+    """CE(adversarial) + weight · KL(clean ‖ adversarial) on PGD's images: what Kim et al. 2021 and Xu et al. 2022 ran as TRADES."""
+
+    kind: Literal["trades-kim"] = "trades-kim"
+    attack: PGD
+    weight: NonNegativeFloat = 0.5
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        attacked = network(_craft(self.attack, network, images, labels, generator))
+        return F.cross_entropy(attacked, labels) + self.weight * divergence(network(images), attacked).mean()
+
+
+@settings
+class Mart:
+    """BCE(adversarial) + weight · E[KL(clean ‖ adversarial) · (1 − p_clean[y])] (Wang et al. 2020, Eq. 11).
+
+    Kim et al. 2021 and Xu et al. 2022 ran weight 0.5.
+    """
+
+    kind: Literal["mart"] = "mart"
+    attack: PGD
+    weight: NonNegativeFloat = 5.0
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        attacked = network(_craft(self.attack, network, images, labels, generator)).float()
+        clean = network(images).float()
+        own, others = labels[:, None], attacked.softmax(1).scatter(1, labels[:, None], 0).amax(1)
+        boosted = F.cross_entropy(attacked, labels) - (1.0001 - others).log().mean()
+        unsure = 1 - clean.softmax(1).gather(1, own).squeeze(1)
+        return boosted + self.weight * (divergence(clean, attacked) * unsure).mean()
+
+
+Objective = Annotated[Standard | Adversarial | Trades | TradesKim | Mart, Field(discriminator="kind")]
+
+
+def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
+    """(N,) KL(softmax clean ‖ softmax attacked) of (N, K) logits, in nats."""
+    clean, attacked = clean.float().log_softmax(1), attacked.float().log_softmax(1)
+    return F.kl_div(attacked, clean, reduction="none", log_target=True).sum(1)
+
+
+def _craft(attack: PGD, network: nn.Module, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+    with frozen(network):
+        return attack(network, images, labels, generator=generator)

@@ -1,0 +1,125 @@
+"""params.yaml → Run. Everything wrong with it is said at once, by key, before any stage runs."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from robust_features.attacks import Attack
+from robust_features.bottleneck import Bottleneck
+from robust_features.datasets import DatasetSettings
+from robust_features.hardware import HardwareSettings
+from robust_features.inversion import Inversion
+from robust_features.paths import PARAMS
+from robust_features.settings import UserError, nearest, settings
+from robust_features.training import Training
+
+
+@settings
+class TSNE:
+    """Figures 2 and of App. D: so many test images, and the perplexity of van der Maaten and Hinton 2008."""
+
+    images: PositiveInt
+    perplexity: PositiveFloat
+
+
+@settings
+class Kim:
+    """The choices of the notebooks on Kim et al. 2021."""
+
+    betas: tuple[NonNegativeFloat, ...]  # the horizontal axis of Fig. 5
+    tsne: TSNE
+    visualised: PositiveInt  # images of Fig. 3
+    inversion: Inversion
+
+
+@settings
+class Run:
+    """One scale: what is read, trained, attacked and shown."""
+
+    scale: str
+    title: str
+    seed: NonNegativeInt
+    hardware: HardwareSettings
+    datasets: dict[str, DatasetSettings]
+    models: dict[str, Training]
+    attacks: dict[str, dict[str, Attack]]  # by dataset
+    bottleneck: Bottleneck
+    kim: Kim
+
+    def dimensions(self, *defences: str) -> dict[str, dict[str, str]]:
+        """The models of these defences (of all, if none is named): id → its dataset, network and defence, as tables name them."""
+        split = {
+            name: (model.dataset, *name[len(model.dataset) + 1 :].rsplit("-", 1)) for name, model in self.models.items()
+        }
+        named = {
+            name: dict(zip(("dataset", "network", "defence"), parts, strict=True)) for name, parts in split.items()
+        }
+        return {name: parts for name, parts in named.items() if not defences or parts["defence"] in defences}
+
+
+def load(path: Path = PARAMS) -> Run:
+    """The `run` of params.yaml. Raises UserError listing every unknown key, wrong value and missing reference."""
+    try:
+        text = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise UserError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
+        raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
+    try:
+        run = TypeAdapter(Run).validate_python(text["run"])
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path.name}, {line}" for line in _explain(error, text["run"]))) from error
+    if problems := list(_dangling(run)):
+        raise UserError("\n".join(f"{path.name}, {problem}" for problem in problems))
+    return run
+
+
+def _explain(error: ValidationError, data: Any) -> Iterator[str]:
+    """One line a mistake: `run.models.x.epochs: what is wrong`."""
+    for item in error.errors():
+        place, node = ["run"], data
+        for depth, part in enumerate(item["loc"], start=1):
+            known = part in node if isinstance(node, dict) else isinstance(part, int)
+            if (
+                known or depth == len(item["loc"]) and item["type"] == "missing"
+            ):  # other parts are names of union members
+                place.append(str(part))
+                node = node[part] if known else None
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "union_tag_invalid":
+            expected = item["ctx"]["expected_tags"].replace("'", "").split(", ")
+            place.append("kind")
+            tag = item["ctx"]["tag"]
+            message = f"'{tag}' is none of {', '.join(sorted(expected))}{nearest(tag, expected)}"
+        elif item["type"] not in ("missing", "value_error"):
+            message += f", found {item['input']!r}"
+        yield f"{'.'.join(place)}: {message}"
+
+
+def _dangling(run: Run) -> Iterator[str]:
+    """Names that refer to nothing, and ids that tables could not read."""
+    for name, model in run.models.items():
+        place = f"run.models.{name}"
+        if model.dataset not in run.datasets:
+            near = nearest(model.dataset, run.datasets)
+            yield f"{place}.dataset: no dataset '{model.dataset}'{near}; there are {', '.join(run.datasets)}"
+        elif model.dataset not in run.attacks:
+            yield f"run.attacks: no attacks for dataset '{model.dataset}', which {name} is trained on"
+        if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
+            yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
+    for name in {*run.datasets, *run.models, *run.attacks}:
+        if not re.fullmatch(r"[a-z0-9-]+", name):
+            yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
+
+
+if __name__ == "__main__":
+    try:
+        checked = load()
+    except UserError as mistake:
+        raise SystemExit(str(mistake)) from None
+    print(f"params.yaml is sound: scale {checked.scale}, {len(checked.models)} models")

@@ -1,0 +1,25 @@
+"""What readers see: tables, figures, pages and the contents. Imports no torch, and pandas, matplotlib, nbconvert only when used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust_features.report.figures import curves, figure, style
+    from robust_features.report.tables import label, published, table
+
+__all__ = ["curves", "figure", "label", "published", "style", "table"]
+_HOMES = {
+    "curves": "figures",
+    "figure": "figures",
+    "label": "tables",
+    "published": "tables",
+    "style": "figures",
+    "table": "tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: running a notebook needs none of these, and they cost a second (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,87 @@
+"""What a report contains, in reading order, and the frame in which every page of it stands."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from ruamel.yaml import YAML
+
+from robust_features.paths import DATA, NOTEBOOKS, PARAMS, REPORTS
+
+TEMPLATE = Path(__file__).parent / "template"
+TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+GROUNDWORK = {  # stage: its notebook, the dictionary of params.yaml whose keys it runs over, what readers call it
+    "dataset": ("01-datasets", "datasets", "Datasets"),
+    "train": ("02-training", "models", "Models"),
+    "attack": ("04-attacks", "models", "Attacks"),
+    "distil": ("05-distillation", "models", "Distillations"),
+}
+QUICK = """Quick scale: handwritten digits and narrow networks on a CPU. It shows that everything works and what each
+artefact looks like, not the paper's numbers."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page; `file` is relative to reports/<scale>/. A section has `companion`, groundwork has `stage` and `key`."""
+
+    notebook: Path
+    file: str
+    title: str
+    companion: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    key: str = ""
+
+    @property
+    def executed(self) -> Path:
+        """Where the stage of a groundwork page leaves its executed notebook."""
+        return DATA / "runs" / f"{self.stage}-{self.key}.ipynb"
+
+
+def load_run() -> dict[str, Any]:
+    """The `run` of params.yaml, not validated: `params.load` does that, and imports torch."""
+    return YAML(typ="safe").load(PARAMS)["run"]
+
+
+def sections() -> list[Page]:
+    """A page for every notebook that has `companion` in its metadata: paper, section, artefacts."""
+    notebooks = {path: json.loads(path.read_text("utf-8")) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    return [
+        Page(path, f"{path.stem}.html", title(notebook["cells"]), notebook["metadata"]["companion"])
+        for path, notebook in notebooks.items()
+        if "companion" in notebook["metadata"]
+    ]
+
+
+def groundwork(run: dict[str, Any]) -> list[Page]:
+    """A page for every dataset, and three for every model, of `run`."""
+    return [
+        Page(NOTEBOOKS / f"{notebook}.ipynb", f"groundwork/{stage}-{key}.html", f"{name}: {key}", stage=stage, key=key)
+        for stage, (notebook, entries, name) in GROUNDWORK.items()
+        for key in run[entries]
+    ]
+
+
+def title(cells: list[dict[str, Any]]) -> str:
+    """The first heading of a notebook, without its marks."""
+    lines = ("".join(cell["source"]).splitlines() for cell in cells if cell["cell_type"] == "markdown")
+    heading = next((line[2:] for cell in lines for line in cell if line.startswith("# ")), "Untitled")
+    return heading.translate({ord(mark): None for mark in "*`$"}).strip()
+
+
+def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: Page | None = None, **more: Any) -> str:
+    """A whole HTML page to be written to `target`: navigation around `page`, banner of the scale, `body`, footer.
+
+    `more`: `title`, `toc` (anchors and headings), `provenance` (the footer)."""
+    if run:
+        more["root"] = Path(os.path.relpath(REPORTS / run["scale"], target.parent)).as_posix()
+        more["banner"] = {"quick": QUICK, "paper": ""}.get(run["scale"], run["title"])
+    if run and page:
+        around = [None, *sections(), *groundwork(run), None]
+        place = around.index(page)
+        more |= {"page": page, "previous": around[place - 1], "next": around[place + 1]}
+    style = Markup((TEMPLATE / "style.css").read_text("utf-8"))
+    return TEMPLATES.get_template("frame.html.j2").render(body=Markup(body), style=style, **more)

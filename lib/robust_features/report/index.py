@@ -1,0 +1,51 @@
+"""The contents: reports/<scale>/index.html, and reports/index.html, which leads to whichever scales there are."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from robust_features.paths import REPORTS
+from robust_features.report.contents import GROUNDWORK, TEMPLATES, frame, groundwork, load_run, sections
+from robust_features.report.files import write
+
+NAME = "Robust and non-robust features"
+
+
+def scale_index(run: dict[str, Any]) -> Path:
+    """Write the contents of one scale: per paper its artefacts, then the groundwork. What is not made has no link."""
+    target = REPORTS / run["scale"] / "index.html"
+    papers = groupby(sections(), key=lambda page: page.companion["paper"])
+    stages = groupby(groundwork(run), key=lambda page: page.stage)
+    body = TEMPLATES.get_template("contents.html.j2").render(
+        name=NAME,
+        run=run,
+        ledger=ledger(run),
+        papers={paper: list(pages) for paper, pages in papers},
+        groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
+        made=lambda file: (target.parent / file).exists(),
+        called=lambda artefact: artefact.partition("-")[2].replace("-", " ").title(),  # kim-appendix-d: Appendix D
+    )
+    write(target, frame(body, target, title=f"{NAME}: {run['scale']}", run=run))
+    return target
+
+
+def ledger(run: dict[str, Any]) -> str:
+    """HTML of the claims and their verdicts, which will come first. There are none yet."""
+    return ""
+
+
+def all_scales() -> Path:
+    """Write reports/index.html: a link to every scale that has been run here or is published."""
+    target = REPORTS / "index.html"
+    found = [*sorted(REPORTS.glob("*/index.html")), *sorted(REPORTS.glob("published/*/index.html"))]
+    scales = [index.parent.relative_to(REPORTS).as_posix() for index in found]
+    body = TEMPLATES.get_template("scales.html.j2").render(name=NAME, scales=scales)
+    write(target, frame(body, target, title=NAME))
+    return target
+
+
+def index() -> Path:
+    """Write both, for params.yaml's run; the latter lists the former."""
+    target = scale_index(load_run())
+    all_scales()
+    return target

@@ -1,0 +1,226 @@
+"""Running notebooks: `python -m robust_features.report.notebook run | code | pages | index`. Imports no torch."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from robust_features.paths import DATA, REPORTS, ROOT
+from robust_features.report.contents import Page, groundwork, load_run, sections
+from robust_features.report.files import write
+from robust_features.report.index import index
+from robust_features.settings import UserError
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "papermill", "dvc")
+PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-error-cell-tag"  # papermill's cell tags
+
+
+def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
+    """Execute a notebook in this environment's kernel; write it to `save`, or else its page to reports/<scale>/.
+
+    Raises UserError if a cell fails or the kernel dies: the notebook as far as it came is then in data/failed/."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    settings, start, clock = load_run(), datetime.now(UTC), time.monotonic()
+    name = f"{path.stem}-{key}" if key else path.stem
+    partial = DATA / "failed" / f"{name}.ipynb"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _check_kernel()
+    try:
+        with TemporaryDirectory() as sockets:  # local and short, as sockets need it; files rather than open ports
+            channel = {"transport": "tcp" if os.name == "nt" else "ipc", "connection_file": f"{sockets}/kernel"}
+            notebook = papermill.execute_notebook(
+                *(path, partial, {"key": key} if key else {}),
+                **{"kernel_name": "python3", "language": "python", "cwd": path.parent, "progress_bar": False},
+                **{"stdout_file": sys.stdout, "stderr_file": sys.stderr, "coalesce_streams": True},
+                **{"record_timing": False, "config": Config({"KernelManager": channel})},
+            )
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+        notebook = normalise(nbformat.read(partial, as_version=4))
+        write(partial, nbformat.writes(notebook))
+        _render(notebook, partial.with_suffix(".html"), settings)
+        raise UserError(_failure(name, notebook, partial.with_suffix(".html"))) from error
+    normalise(notebook).metadata["provenance"] = provenance(settings, start, time.monotonic() - clock)
+    target = save or REPORTS / settings["scale"] / f"{path.stem}.html"
+    if save:
+        write(save, nbformat.writes(notebook))
+    else:
+        page = {page.notebook: page for page in sections()}.get(path.resolve())
+        _render(notebook, target, settings, page)
+    for leftover in (partial, partial.with_suffix(".html")):
+        leftover.unlink(missing_ok=True)
+    return target
+
+
+def code(path: Path, out: Path) -> Path:
+    """Write a notebook's code and tags without prose and outputs: what a heavy stage depends on."""
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    write(out, "\n".join(f"# %% {' '.join(_tags(cell))}".rstrip() + f"\n{''.join(cell['source'])}\n" for cell in cells))
+    return out
+
+
+def pages() -> Path:
+    """Render the groundwork: outputs of the executed notebooks in data/runs/, prose of the current notebooks."""
+    settings = load_run()
+    merged = [(page, merge(page)) for page in groundwork(settings)]
+    for stranger in sorted({*(DATA / "runs").glob("*.ipynb")} - {page.executed for page, _ in merged}):
+        print(f"ignored {stranger}: not in params.yaml's run")
+    for page, notebook in merged:
+        _render(notebook, REPORTS / settings["scale"] / page.file, settings, page)
+    return REPORTS / settings["scale"] / "groundwork"
+
+
+def merge(page: Page) -> Any:
+    """The current notebook of a groundwork page, with the outputs and parameters of the executed one.
+
+    Raises UserError naming the stage to run if the latter is missing or was made by other code."""
+    import nbformat
+
+    remedy = f"run `dvc repro {page.stage}@{page.key}`"
+    if not page.executed.exists():
+        raise UserError(f"{page.executed} is missing: {remedy}")
+    executed, notebook = (nbformat.read(path, as_version=4) for path in (page.executed, page.notebook))
+    old, new = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (executed, notebook))
+    first, second = ([PARAMETERS in _tags(cell) or cell.source for cell in cells] for cells in (old, new))
+    if first != second:
+        raise UserError(f"{page.executed} was made by other code than {page.notebook.name} has now: {remedy}")
+    for before, now in zip(old, new, strict=True):
+        now.update(source=before.source, outputs=before.outputs)
+    notebook.metadata["provenance"] = executed.metadata["provenance"]
+    return notebook
+
+
+def normalise(notebook: Any) -> Any:
+    """The executed notebook, in place, without what differs between two runs: times, counts, random ids, addresses."""
+    injected = [cell.source for cell in notebook.cells if INJECTED in _tags(cell)]
+    notebook.cells = [cell for cell in notebook.cells if not {INJECTED, MARKER} & {*_tags(cell)}]
+    for name in {*notebook.metadata} - {"companion"}:
+        del notebook.metadata[name]
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.update(id=f"cell-{number}", metadata={"tags": _tags(cell)})
+        if injected and PARAMETERS in _tags(cell):
+            cell.source = injected[0].removeprefix("# Parameters\n").strip()
+        for part in (cell, *cell.get("outputs", [])):
+            if "execution_count" in part:
+                part.execution_count = None
+            if "text/html" in part.get("data", {}):
+                part.data.pop("text/plain", None)
+    return notebook
+
+
+def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dict[str, Any]:
+    """Where a result comes from, for the footer of its page."""
+    commit = _output("git", "rev-parse", "HEAD") or "none"
+    changed = _output("git", "status", "--porcelain", "--", ".", ":!dvc.lock")  # dvc writes dvc.lock while it runs
+    cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    cpu = "".join(re.findall(r"model name\s*: (.*)", cpu)[:1]) or platform.processor()
+    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ")
+    found = {package.name: package.version for package in distributions()}
+    return {
+        "commit": f"{commit} + uncommitted changes" if changed else commit,
+        "command": f"python -m robust_features.report.notebook {shlex.join(sys.argv[1:])}",
+        "scale": settings["scale"],
+        "seed": settings["seed"],
+        "started": f"{start:%Y-%m-%d %H:%M} UTC",
+        "run time": f"{seconds:.0f} s",
+        "hardware": f"{cpu}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
+        "versions": {"python": platform.python_version()} | {name: found[name] for name in PACKAGES if name in found},
+    }
+
+
+def _render(notebook: Any, target: Path, settings: dict[str, Any], page: Page | None = None) -> None:
+    from robust_features.report.page import render  # imports nbconvert, 2 s
+
+    render(notebook, target, run=settings, page=page)
+
+
+def _failure(name: str, notebook: Any, partial: Path) -> str:
+    """One line on what went wrong; a UserError in a cell says it itself."""
+    outputs = [(number, output) for number, cell in enumerate(notebook.cells, 1) for output in cell.get("outputs", [])]
+    errors = [(number, output) for number, output in outputs if output.output_type == "error"]
+    if not errors:
+        return f"{name}: the kernel died, most often for want of memory; as far as it came: {partial}"
+    number, error = errors[-1]
+    said = next((line.strip() for line in error.evalue.splitlines() if line.strip()), "")
+    where = f"{name}, cell {number}"
+    if error.ename == "UserError":
+        return f"{error.evalue}\n({where}; see {partial})"
+    return f"{where}: {error.ename}: {said}; see {partial}"
+
+
+def _tags(cell: Any) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def _output(*command: str) -> str:
+    found = shutil.which(command[0])
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() if found else ""
+
+
+def _check_kernel() -> None:
+    """Raise UserError if the kernel python3 belongs to another environment: a user's kernel may hide this one's."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
+    spec = KernelSpecManager().get_kernel_spec("python3")
+    python = Path(spec.argv[0])  # a bare "python" is started as sys.executable
+    if python.is_absolute() and python.parent != Path(sys.executable).parent:
+        raise UserError(f"the Jupyter kernel python3 is {python}, not {sys.executable}; delete {spec.resource_dir}")
+
+
+def _stop(number: int, frame: object) -> None:
+    print(f"stopped by {signal.Signals(number).name}: shutting the kernel down", file=sys.stderr)
+    raise SystemExit(128 + number)  # unlike a signal's default this unwinds, and unwinding does that
+
+
+def _follow(parent: int) -> None:
+    """Stop when the process that started this one is gone: a killed `dvc repro` does not pass the signal on."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m robust_features.report.notebook")
+    commands = parser.add_subparsers(required=True)
+    for function in (run, code, pages, index):
+        command = commands.add_parser(function.__name__, description=function.__doc__)
+        command.set_defaults(function=function)
+        if function in (run, code):
+            command.add_argument("path", type=Path, metavar="NOTEBOOK")
+        if function is code:
+            command.add_argument("out", type=Path, metavar="OUT")
+        if function is run:
+            command.add_argument("--key", default="", help="the entry of params.yaml it is run for")
+            command.add_argument("--save", type=Path, help="save the executed notebook here, render no page")
+    options = vars(parser.parse_args(arguments))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
+    try:
+        print(options.pop("function")(**options))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Tables: what we measured beside what the paper prints, as CSV, HTML and LaTeX."""
+
+import re
+from html import escape
+
+import pandas as pd
+from pandas import DataFrame, Series
+from ruamel.yaml import YAML
+
+from robust_features.paths import PUBLISHED, REPORTS
+from robust_features.report.files import Shown, write
+
+LABELS = {
+    **{"digits": "Digits", "digits-16": "Digits, 16 px"},
+    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"},
+    **{"vgg16": "VGG-16", "wrn28-10": "WRN-28-10"},
+    **{"standard": "Standard", "adversarial": "ADV", "trades": "TRADES", "mart": "MART"},
+    **{"clean": "Clean", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "cw": "CW", "fab": "FAB"},
+    **{"apgd": "APGD-CE", "autoattack": "AutoAttack"},
+    **{"nrf": "NRF", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
+}
+MEASURED = ("value", "low", "high", "n", "unit")
+MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot"}
+MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
+SCROLL = '<div style="overflow-x: auto">\n'  # a wide table scrolls in its own box
+
+
+def label(value: object) -> str:
+    """What readers call an id: cifar10 → CIFAR-10; what has no label stays as it is."""
+    return LABELS.get(str(value), str(value))
+
+
+def published(artefact: str) -> DataFrame:
+    """The paper's values: dimensions, `value`, `approximate` (read off a plot). Empty if the artefact is unknown.
+
+    `.attrs` says `where` they stand, their `unit` and `evidence`."""
+    entry = YAML(typ="safe").load(PUBLISHED).get(artefact)
+    if entry is None:
+        return DataFrame({"value": Series(dtype=float), "approximate": Series(dtype=bool)})
+    ((dimension, names),) = entry["values"].items()
+    wide = DataFrame(entry["rows"], columns=[*entry["index"], *names]).set_index(entry["index"])
+    rows = wide.rename_axis(columns=dimension).stack().dropna().astype(str).rename("text").reset_index()
+    rows = rows.assign(**entry.get("constants", {}), value=rows["text"].str.removeprefix("~").astype(float))
+    rows["approximate"] = rows.pop("text").str.startswith("~")
+    rows.attrs = {key: entry[key] for key in ("where", "unit", "evidence")}
+    return rows
+
+
+def table(
+    rows: DataFrame,
+    *,
+    artefact: str,
+    scale: str,
+    index: list[str],
+    columns: list[str],
+    caption: str,
+    reference: dict[str, str] | None = None,
+    decimals: int = 1,
+) -> Shown:
+    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's.
+
+    Where the paper has no value, `reference` names another dataset of the paper to show: {"dataset": "cifar10"}.
+    Writes reports/<scale>/tables/<artefact>.csv, .html and .tex. Raises ValueError if two rows fall into one cell."""
+    paper = published(artefact)
+    tidy, not_run = _compare(rows, paper, reference or {})
+    ours = tidy[: len(rows)]
+    digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
+    about = "~" if paper["approximate"].any() else ""
+    units = ours["unit"].unique() if "unit" in ours else ["%"]
+
+    def cell(row: Series, measured: str, printed: str) -> str:
+        value, half = row["ours"], (row["high"] - row["low"]) / 2
+        text = measured.format("–" if pd.isna(value) else f"{value:.{decimals}f}")
+        text += "" if pd.isna(half) or pd.isna(value) else f" ±{half:.{decimals}f}"
+        text += f" {row['unit']}" if len(units) > 1 else ""
+        if pd.notna(row["paper"]):
+            change = "" if pd.isna(value) else f" ({row['difference']:+.{decimals}f})".replace("-", "−")
+            text += printed.format(f"{about}{row['paper']:.{digits}f}{change}")
+        elif pd.notna(row["reference"]):
+            text += printed.format(f"{about}{row['reference']:.{digits}f}†")
+        return text
+
+    def grid(measured: str, printed: str) -> DataFrame:
+        labelled = ours[[*index, *columns]].map(label)
+        ordered = labelled.apply(lambda names: pd.Categorical(names, categories=names.unique()))
+        ordered["cell"] = [cell(row, measured, printed) for _, row in ours.iterrows()]
+        if ordered.duplicated([*index, *columns]).any():
+            raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
+        wide = ordered.pivot(index=index, columns=columns, values="cell").astype(object).fillna("")
+        return wide.rename_axis(index=str.capitalize, columns=lambda name: None)
+
+    notes = _notes(ours, paper, not_run, units, reference or {})
+    folder = REPORTS / scale / "tables"
+    write(folder / f"{artefact}.csv", tidy)
+    write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}"), artefact, caption))
+    body = grid("<b>{}</b>", "<small>{}</small>").to_html(escape=False, border=0)
+    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
+    html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
+    write(folder / f"{artefact}.html", f'<meta charset="utf-8">\n<figure id="{artefact}">\n{html}\n</figure>\n')
+    files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
+    return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
+
+
+def _compare(rows: DataFrame, paper: DataFrame, reference: dict[str, str]) -> tuple[DataFrame, Series]:
+    """The CSV's rows, ours first and then the paper's that were not run; and the latter as a series over dimensions."""
+    dimensions = [name for name in rows if name not in MEASURED]
+    shared = [name for name in dimensions if name in paper]
+    lacking = [name for name in paper.columns[:-2].difference(shared) if paper[name].nunique() > 1]
+    if lacking:
+        raise ValueError(f"the rows need the column {lacking[0]}, along which the paper's values differ")
+    tidy = rows.rename(columns={"value": "ours"}).assign(n=rows["n"].astype("Int64"), paper=float("nan"))
+    tidy["reference"], not_run = float("nan"), paper["value"]
+    if shared:
+        values = paper.set_index(pd.MultiIndex.from_frame(paper[shared]))["value"]
+        keys = pd.MultiIndex.from_frame(rows[shared])
+        tidy["paper"] = values.reindex(keys).to_numpy()
+        if reference:
+            elsewhere = values.reindex(pd.MultiIndex.from_frame(rows[shared].assign(**reference))).to_numpy()
+            tidy["reference"] = Series(elsewhere, tidy.index).where(tidy["paper"].isna())
+        not_run = values[~values.index.isin(keys)]
+        tidy = pd.concat([tidy, not_run.rename("paper").reset_index()], ignore_index=True)
+    tidy["difference"] = tidy["ours"] - tidy["paper"]
+    measured = ["paper", "ours", "low", "high", "n", "difference", "reference", *(["unit"] if "unit" in rows else [])]
+    return tidy[[*dimensions, *measured]], not_run
+
+
+def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str], reference: dict[str, str]) -> str:
+    """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
+    few, many = ours["n"].min(), ours["n"].max()
+    unit = f", in {units[0]}" if len(units) == 1 else ""
+    notes = f"<b>Ours</b> ±half of the 95 % interval{unit}; n = {few}" + (f" to {many}." if few < many else ".")
+    if paper.empty:
+        return f"<p>{notes}</p>"
+    difference = " (difference)" if ours["difference"].notna().any() else ""
+    notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}.</small>"
+    if ours["reference"].notna().any():
+        other = ", ".join(label(name) for name in reference.values())
+        notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
+    if not_run.empty:
+        return f"<p>{notes}</p>"
+    flat = not_run.rename(index=label).rename("paper").rename_axis(index=str.capitalize)
+    listing = flat.unstack().rename_axis(columns=lambda name: None) if flat.index.nlevels > 1 else flat.to_frame()
+    summary = f"{len(not_run)} of the paper's {len(paper)} values were not run at this scale"
+    body = listing.to_html(border=0, na_rep="")
+    return f"<p>{notes}</p>\n<details><summary>{summary}</summary>\n{SCROLL}{body}</div>\n</details>"
+
+
+def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
+    styled = grid.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    text = re.sub(r"([&%$#_{}])", r"\\\1", caption)
+    latex = styled.to_latex(hrules=True, multicol_align="c", caption=text, label=artefact)
+    signs = {sign: f"$\\{name}$" for sign, name in MATH.items()} | {"−": "$-$", "–": "--"}
+    return latex.translate(str.maketrans(signs))

@@ -1,0 +1,51 @@
+"""The settings object is the schema: what Python constructs, params.yaml validates against and the report prints."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from fractions import Fraction
+from typing import Annotated, Any, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
+
+
+class UserError(Exception):
+    """An error whose message is for the user: what is wrong, in which file or parameter, and what to do."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(cls: type) -> Any:
+    """Make `cls` a frozen, keyword-only dataclass that checks types and refuses unknown keys, proposing the nearest."""
+    cls._known_keys = model_validator(mode="before")(classmethod(_known_keys))
+    return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(validate_default=True))
+
+
+def _known_keys(cls: type, data: Any) -> Any:
+    given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data if isinstance(data, dict) else {}
+    allowed = [field.name for field in fields(cls)]
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"unknown key '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}")
+    return data
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """A settings object as plain data, as cards keep it."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`; did you mean …?` when one of the allowed words is close, else nothing."""
+    close = difflib.get_close_matches(str(word), list(allowed), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _fraction(value: object) -> object:
+    return float(Fraction(value)) if isinstance(value, str) and "/" in value else value
+
+
+Pixels = Annotated[
+    float, BeforeValidator(_fraction), Field(ge=0)
+]  # a distance between images in [0, 1]; "8/255" is read

@@ -1,0 +1,35 @@
+"""Values with their uncertainty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist, mean, stdev
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval; percent where it is a share."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """The share of hits among n images, in percent, with Wilson's 95 % score interval; n = 0 gives NaN within [0, 100]."""
+    if n == 0:
+        return Interval(float("nan"), 0.0, 100.0, 0)
+    share, z = hits / n, NormalDist().inv_cdf(0.975)
+    centre, half = share + z**2 / (2 * n), z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return Interval(100 * share, 100 * max(low, 0.0), 100 * min(high, 1.0), n)
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of several runs with Student's 95 % interval, in the unit of the values; one run has no interval (NaN)."""
+    from scipy.stats import t  # a second to import, which single runs do without
+
+    centre, n = mean(values), len(values)
+    half = float(t.ppf(0.975, n - 1)) * stdev(values) / sqrt(n) if n > 1 else float("nan")
+    return Interval(centre, centre - half, centre + half, n)

@@ -1,0 +1,64 @@
+"""Records on disk: a folder of tensors and a card, written whole or not at all, and checked when read."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from robust_features.files import atomic
+from robust_features.settings import UserError
+
+TENSORS, CARD = "tensors.safetensors", "card.json"
+STAGES = {"datasets": "dataset", "models": "train", "evaluations": "attack", "distillations": "distil"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a folder holds: named tensors, and the card that says where they come from."""
+
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+def save(folder: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write `tensors` and `card` as one record; the card gains the SHA-256 of the tensors' file."""
+    with atomic(folder) as partial:
+        partial.mkdir()
+        owned = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+        save_file(owned, partial / TENSORS)  # it refuses tensors that share memory
+        card = {**card, "sha256": _sha256(partial / TENSORS)}
+        (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def load(folder: Path) -> Record:
+    """Read a record back. Raises UserError if it is missing or is not what was written."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+        found = _sha256(folder / TENSORS)
+        if found != card["sha256"]:
+            raise UserError(
+                f"{folder / TENSORS}: sha256 is {found[:8]}…, expected {card['sha256'][:8]}…; {_remedy(folder)}"
+            )
+        return Record(load_file(folder / TENSORS), card)
+    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: no readable record ({type(error).__name__}); {_remedy(folder)}") from error
+
+
+def _remedy(folder: Path) -> str:
+    for item in (folder, folder.parent):  # a dataset has a record a split
+        if stage := STAGES.get(item.parent.name):
+            return f"delete {item} and run `dvc repro {stage}@{item.name}`"
+    return "delete it and make it again"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,221 @@
+"""Training: one settings object in, one network and its history out; interrupted runs resume to the same bits."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pandas as pd
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from torch import Generator, Tensor, nn, optim
+
+from robust_features import models, store
+from robust_features.attacks import PGD
+from robust_features.batches import Augmentation, as_float, shuffled
+from robust_features.datasets import ImageSet
+from robust_features.evaluation import attack_all, predict
+from robust_features.files import atomic
+from robust_features.hardware import Hardware
+from robust_features.models import Network, NetworkSettings
+from robust_features.objectives import Objective
+from robust_features.paths import DATA
+from robust_features.settings import UserError, describe, settings
+
+HISTORY = ["epoch", "loss", "clean", "attacked"]
+
+
+@settings
+class SGD:
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: PositiveFloat
+    momentum: NonNegativeFloat = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+    def build(self, network: nn.Module) -> optim.Optimizer:
+        return optim.SGD(
+            network.parameters(),
+            self.learning_rate,
+            self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
+
+
+@settings
+class Adam:
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"] = "adam"
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+
+    def build(self, network: nn.Module) -> optim.Optimizer:
+        return optim.Adam(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+
+
+@settings
+class StepLR:
+    """The learning rate times `gamma` every `every` epochs."""
+
+    kind: Literal["step"] = "step"
+    every: PositiveInt = 20
+    gamma: PositiveFloat = 0.2
+
+    def build(self, optimiser: optim.Optimizer, epochs: int, batches: int) -> optim.lr_scheduler.LRScheduler:
+        return optim.lr_scheduler.StepLR(optimiser, self.every * batches, self.gamma)
+
+
+@settings
+class OneCycle:
+    """The learning rate rises to the optimiser's over the first `warmup` share of the run, then falls to zero (Smith 2018)."""
+
+    kind: Literal["one-cycle"] = "one-cycle"
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+    def build(self, optimiser: optim.Optimizer, epochs: int, batches: int) -> optim.lr_scheduler.LRScheduler:
+        peak = optimiser.param_groups[0]["lr"]
+        return optim.lr_scheduler.OneCycleLR(
+            optimiser, peak, epochs * batches, pct_start=self.warmup, cycle_momentum=False, anneal_strategy="linear"
+        )
+
+
+@settings
+class Training:
+    """One model: everything its weights depend on, besides the library and the machine."""
+
+    dataset: str
+    network: NetworkSettings
+    objective: Objective
+    optimiser: Annotated[SGD | Adam, Field(discriminator="kind")]
+    schedule: Annotated[StepLR | OneCycle, Field(discriminator="kind")] = StepLR()
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)] = 100
+    augmentation: Augmentation = Augmentation()
+    monitor: PGD  # the attack of the history, on the validation split
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network after the last epoch, in eval mode, and one row an epoch: loss, validation accuracy (percent)."""
+
+    network: Network
+    history: pd.DataFrame
+
+
+def train(
+    splits: dict[str, ImageSet],
+    settings: Training,
+    *,
+    hardware: Hardware,
+    resume: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> Trained:
+    """Train on `splits["train"]`, watching `splits["validation"]`; one reported line an epoch.
+
+    With `resume`, the state after each epoch is kept in that file and a run that finds it there goes on from it. Every
+    random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to the
+    bit. Raises UserError when the loss is no longer finite.
+    """
+    images, labels = (t.to(hardware.device) for t in (splits["train"].images, splits["train"].labels))
+    network = hardware.place(models.build(settings.network, len(splits["train"].classes), seed=settings.seed))
+    optimiser = settings.optimiser.build(network)
+    schedule = settings.schedule.build(optimiser, settings.epochs, max(1, len(labels) // settings.batch_size))
+    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
+    history: list[dict[str, float]] = []
+    if resume and resume.exists():
+        state = torch.load(resume, map_location=hardware.device, weights_only=True)
+        history = state.pop("history")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        report(f"resumed after epoch {len(history)} of {settings.epochs}")
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        started = time.perf_counter()
+        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware, epoch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} after epoch {epoch}: training diverged; in params.yaml, lower this model's "
+                f"optimiser.learning_rate (now {settings.optimiser.learning_rate:g})"
+            )
+        history.append(
+            {"epoch": epoch, "loss": loss.item(), **_validate(network, splits["validation"], settings, hardware)}
+        )
+        if resume:
+            with atomic(resume) as partial:
+                torch.save({name: part.state_dict() for name, part in parts.items()} | {"history": history}, partial)
+        row, seconds = history[-1], time.perf_counter() - started
+        report(
+            f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %  "
+            f"attacked {row['attacked']:.1f} %  {seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
+        )
+    return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY))
+
+
+def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
+    """Where an interrupted run of these settings on these images is kept: outside DVC's outputs, which it deletes."""
+    key = hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode())
+    for images in splits.values():
+        key.update(images.images.numpy().tobytes() + images.labels.numpy().tobytes())
+    return DATA / "interrupted" / f"{key.hexdigest()[:16]}.pt"
+
+
+def save(model_id: str, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:
+    """Write data/models/<id>/: weights, card and history."""
+    folder = DATA / "models" / model_id
+    rows = trained.history.to_dict("records")
+    store.save(
+        folder, trained.network.state_dict(), {"settings": describe(settings), "classes": classes, "history": rows}
+    )
+
+
+def load(model_id: str, *, hardware: Hardware) -> tuple[Network, pd.DataFrame]:
+    """The trained network of data/models/<id>/, in eval mode on the hardware, and its history."""
+    record = store.load(DATA / "models" / model_id)
+    settings = TypeAdapter(Training).validate_python(record.card["settings"])
+    network = models.build(settings.network, len(record.card["classes"]), seed=settings.seed)
+    network.load_state_dict(record.tensors)
+    return hardware.place(network).eval(), pd.DataFrame(record.card["history"], columns=HISTORY)
+
+
+def _one_epoch(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    settings: Training,
+    optimiser: optim.Optimizer,
+    schedule: optim.lr_scheduler.LRScheduler,
+    hardware: Hardware,
+    epoch: int,
+) -> Tensor:
+    """Mean loss of the epoch, a tensor: nothing waits for the device until the end."""
+    generator = Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    losses = []
+    network.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
+        for batch, targets in shuffled(images, labels, settings.batch_size, generator):
+            with hardware.autocast():
+                augmented = settings.augmentation(batch, generator)
+                loss = settings.objective(network, augmented, targets, generator=generator)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
+def _validate(network: Network, images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, float]:
+    clean = predict(network, as_float(images.images), hardware=hardware).argmax(1)
+    attacked = attack_all(settings.monitor, network, images, hardware=hardware, seed=settings.seed).predictions
+    return {
+        "clean": 100 * (clean == images.labels).float().mean().item(),
+        "attacked": 100 * (attacked == images.labels).float().mean().item(),
+    }

@@ -1,0 +1,135 @@
+"""Every page of the report in a browser: offline, without errors, complete, and as wide as the window."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from sample_report import make_project, write_notebook
+
+from robust_features import report
+from robust_features.paths import REPORTS
+from robust_features.report import contents, index, notebook, page
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM.exists() and DRIVER.exists()), reason="needs Debian's packages chromium and chromium-driver"
+)
+LOOK = """
+document.querySelectorAll('details').forEach(each => each.open = true);
+return {images: [...document.images].map(each => [each.alt, each.naturalWidth]),
+        links: [...document.links].map(each => each.href)};
+"""
+
+
+@dataclass
+class Visit:
+    """What the browser saw on one page."""
+
+    page: Path
+    images: list[tuple[str, int]]
+    links: list[str]
+    requests: list[str]
+    errors: list[str]
+    widths: dict[int, int]  # of the window, of the content
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The report's pages where `dvc repro` has made them, or else those of a sample."""
+    if (REPORTS / "quick/index.html").exists():
+        yield sorted(REPORTS.rglob("*.html"))
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        yield sorted(make_sample(make_project(tmp_path_factory.mktemp("sample"), patch)).rglob("*.html"))
+
+
+def make_sample(root):
+    """Pages with a table, figures, equations and code, as their notebooks would make them."""
+    names = [{"dataset": "digits", "example": e, "network": n} for e in ("fgsm", "pgd") for n in ("vgg16", "wrn28-10")]
+    rows = pd.DataFrame(names).assign(value=50.0, low=45.0, high=55.0, n=100)
+    options = {"index": ["dataset"], "columns": ["example", "network"], "reference": {"dataset": "cifar10"}}
+    table = report.table(rows, artefact="kim-table-2", scale="quick", caption="Agreement", **options)
+    report.style()
+    fig, _ = plt.subplots()
+    figure = report.figure(fig, artefact="kim-figure-5", scale="quick", alt="Empty axes", data=rows)
+    cells = ["# A claim\n\n[Table](#kim-table-2)\n\n$$" + "x + " * 60 + "\\frac{1}{2}$$", "table", "figure"]
+    run = contents.load_run()
+    companion = {"paper": "Kim et al. 2021", "section": "3", "artefacts": {"kim-table-2": "A", "kim-figure-5": "B"}}
+    for name in ("11-first", "12-second"):
+        write_notebook(root, name, cells, companion=companion)
+    for place in [*contents.sections(), *contents.groundwork(run)]:
+        made = nbformat.read(place.notebook, as_version=4)
+        for cell, shown in zip(made.cells[1:], (table, figure), strict=True):
+            if place.companion:
+                cell["outputs"] = [nbformat.v4.new_output("execute_result", {"text/html": shown.html})]
+        page.render(made, root / "reports/quick" / place.file, run=run, page=place)
+    index.scale_index(run)
+    index.all_scales()
+    return notebook.REPORTS
+
+
+@pytest.fixture(scope="module")
+def visits(pages, tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    profile = f"--user-data-dir={tmp_path_factory.mktemp('browser')}"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", profile):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield [visit(browser, path) for path in pages]
+    finally:
+        browser.quit()
+
+
+def visit(browser, path):
+    browser.get(path.as_uri())
+    seen, widths = browser.execute_script(LOOK), {}
+    for width in (1280, 400):
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        widths[width] = browser.execute_script("return document.scrollingElement.scrollWidth")
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    errors = [entry["message"] for entry in browser.get_log("browser")]
+    return Visit(path, seen["images"], seen["links"], requests, errors, widths)
+
+
+def test_no_page_asks_for_anything_outside_the_file_system(visits):
+    asked = [(visit.page.name, url) for visit in visits for url in visit.requests]
+    assert len(asked) >= len(visits) > 0
+    assert not [each for each in asked if urlsplit(each[1]).scheme not in ("file", "data", "about", "blob", "chrome")]
+
+
+def test_no_page_reports_an_error(visits):
+    assert not [(visit.page.name, error) for visit in visits for error in visit.errors]
+
+
+def test_every_image_is_drawn_and_described(visits):
+    assert not [(visit.page.name, alt) for visit in visits for alt, width in visit.images if not alt or width == 0]
+    assert any(visit.images for visit in visits)
+
+
+def test_every_link_leads_to_a_file_and_every_anchor_to_an_element(visits):
+    local = [(visit.page.name, urlsplit(link)) for visit in visits for link in visit.links if link.startswith("file:")]
+    assert local and not [each for each in local if not leads_somewhere(each[1])]
+
+
+def leads_somewhere(link):
+    path = Path(unquote(link.path))
+    found = re.escape(unquote(link.fragment))
+    return path.is_file() and (not found or re.search(f'\\bid="{found}"', path.read_text("utf-8")) is not None)
+
+
+def test_no_page_scrolls_sideways(visits):
+    assert not [(each.page.name, *wide) for each in visits for wide in each.widths.items() if wide[1] > wide[0]]

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robust_features import params
+from robust_features.attacks import PGD
+from robust_features.paths import PARAMS
+from robust_features.settings import UserError
+
+TEXT = PARAMS.read_text()
+
+
+def load_edited(tmp_path, old, new):
+    assert old in TEXT, "the edit must apply"
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    return params.load(path)
+
+
+@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
+def test_every_scale_is_sound(tmp_path, scale):
+    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
+    assert run.scale == scale
+    assert {model.dataset for model in run.models.values()} <= run.datasets.keys()
+
+
+def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path):
+    run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
+    found = {tuple(names.values()) for names in run.dimensions("adversarial", "trades", "mart").values()}
+    datasets, networks = ("cifar10", "svhn", "tiny-imagenet"), ("vgg16", "wrn28-10")
+    assert found == {(d, n, m) for d in datasets for n in networks for m in ("adversarial", "trades", "mart")}
+    for name, names in run.dimensions().items():
+        settings = run.models[name]
+        assert settings.network.kind == {"vgg16": "vgg16", "wrn28-10": "wide-resnet"}[names["network"]]
+        assert settings.objective.kind.removesuffix("-kim") == names["defence"]
+        assert (settings.epochs, settings.batch_size, settings.schedule.every) == (60, 100, 20)
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("epsilon: 0.2, step_size: 0.15", "epsilon: -0.2, step_size: 0.15", r"models\..*\.objective\.attack\.epsilon: .*greater than or equal to 0"),
+        ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"run\.bottleneck: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
+        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of carlini-wagner, pgd; did you mean 'pgd'"),
+        ("epochs: 10", "epochs: twelve", r"run\.models\.digits-vgg16-standard\.epochs: .*integer.*found 'twelve'"),
+        ("  dataset: digits\n", "  dataset: digit\n", r"run\.models\.digits-vgg16-standard\.dataset: no dataset 'digit'; did you mean 'digits'\?"),
+        ("digits: {kind: digits,", "digits: {kind: cifar11,", r"run\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
+        ("  epochs: 10\n", "", r"run\.models\.digits-vgg16-standard\.epochs: Field required"),
+        ("depth: 10, width: 1", "depth: 11, width: 1", r"run\.models\.digits-16-wrn28-10-standard\.network\.depth: .*6n \+ 4"),
+        ("digits-vgg16-mart:", "mart:", r"run\.models\.mart: a model's id reads <dataset>-<network>-<defence>"),
+        ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
+        ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_a_mistake_is_named_by_its_key_with_what_is_allowed(tmp_path, old, new, said):
+    with pytest.raises(UserError, match=f"(?s){said}"):
+        load_edited(tmp_path, old, new)
+
+
+def test_all_mistakes_are_said_at_once(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_edited(tmp_path, "learning_rate: 0.1, weight_decay: 1.0e-2}", "learning_rate: 0, weight_decay: -1}")
+    assert "learning_rate" in str(error.value) and "weight_decay" in str(error.value)
+
+
+def test_python_refuses_what_yaml_refuses():
+    with pytest.raises(ValueError, match="unknown key 'eps'"):
+        PGD(eps=0.1, step_size=0.1)
+
+
+def test_epsilon_may_be_written_as_a_fraction():
+    assert PGD(epsilon="8/255", step_size=0.01).epsilon == pytest.approx(8 / 255)
+
+
+def test_the_check_that_guards_every_stage_takes_less_than_five_seconds():
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "robust_features.params"], check=True, capture_output=True)
+    assert time.perf_counter() - start < 10, "with room for a busy machine"

@@ -1,0 +1,118 @@
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_output
+from sample_report import make_project, write_notebook
+
+from robust_features.report import contents, index, page
+from robust_features.settings import UserError
+
+PROVENANCE = {
+    **{"commit": "abc + uncommitted changes", "command": "run", "scale": "quick", "seed": 7, "started": "today"},
+    **{"run time": "3 s", "hardware": "an abacus; no GPU", "versions": {"python": "3.11", "torch": "2.15"}},
+}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+
+
+def companion(**artefacts):
+    return {"paper": "P", "section": "1", "artefacts": artefacts}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    return make_project(tmp_path, monkeypatch)
+
+
+def show(project, *cells, outputs=(), run=None, name="11-first"):
+    """The HTML of a section page with `cells`, whose last one has `outputs`."""
+    path = write_notebook(project, name, ["# A *claim*", *cells], companion=companion())
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1]["outputs"] = list(outputs)
+    notebook.metadata["provenance"] = PROVENANCE
+    target = project / "reports/quick" / f"{name}.html"
+    place = next(place for place in contents.sections() if place.notebook == path)
+    page.render(notebook, target, run=run or contents.load_run(), page=place)
+    return target.read_text("utf-8")
+
+
+def test_a_page_is_small_asks_for_nothing_and_folds_its_code(project):
+    html = show(project, "# Prose", "import numpy")
+    assert not re.search(r'(src|href)="(https?:)?//|@import|url\(|<script', html) and len(html) < 30_000
+    assert '<details class="code"><summary>code</summary>' in html and "<title>A claim</title>" in html
+
+
+def test_equations_become_mathml_and_code_spans_survive(project):
+    html = show(project, r"# E" + "\n\nInline $x_1 < 2$ and `a_$b$_c`.\n\n$$\\max_{\\delta} \\mathbb{E}[L]$$")
+    assert html.count("<math") == 2 and "<munder><mo>max</mo>" in html and "𝔼" in html
+    assert "<code>a_$b$_c</code>" in html and "$$" not in html and 'display="block"' in html
+
+
+@pytest.mark.parametrize("latex", [r"\mathbb{1}(x)", r"\arg\max_i z_i", r"\begin{aligned}a &= b \\ c\end{aligned}"])
+def test_what_the_converter_lacks_is_written_as_it_knows_it(latex):
+    assert not re.search(r"\\|&(?!#)|mathvariant", page.mathml(latex, display=True))
+
+
+@pytest.mark.parametrize("latex", [r"\foo{x}", r"\boldsymbol{\sigma}", r"a & b"])
+def test_an_equation_that_would_show_wrongly_is_refused(latex):
+    with pytest.raises(UserError, match="neither latex2mathml nor browsers know"):
+        page.mathml(latex, display=False)
+
+
+def test_images_keep_their_alt_text_and_terminal_colours_go(project):
+    image = new_output("display_data", {"image/png": PIXEL}, metadata={"image/png": {"alt": 'a "dot"'}})
+    error = new_output("error", ename="E", evalue="e", traceback=["\x1b[31mred <b>\x1b[0m"])
+    html = show(project, "draw()", outputs=[image, error, new_output("stream", text="\x1b[1mbold\x1b[0m")])
+    assert 'alt="a &quot;dot&quot;"' in html or "alt='a \"dot\"'" in html
+    assert "red &lt;b&gt;" in html and "bold" in html and "\x1b" not in html
+
+
+def test_html_and_text_results_are_shown(project):
+    results = [{"text/html": "<i>rich</i>"}, {"text/plain": "a<b"}]
+    html = show(project, "1", outputs=[new_output("execute_result", result) for result in results])
+    assert "<i>rich</i>" in html and "a&lt;b" in html
+
+
+def test_the_banner_follows_the_scale(project):
+    run = contents.load_run()
+    assert "not the paper&#39;s numbers" in show(project, run=run)
+    assert "One GPU" in show(project, run={**run, "scale": "gpu", "title": "One GPU"})
+    assert 'class="banner"' not in show(project, run={**run, "scale": "paper", "title": "All"})
+
+
+def test_the_footer_says_where_the_page_comes_from(project):
+    html = show(project)
+    assert "abc + uncommitted changes" in html and "an abacus; no GPU" in html and "python 3.11, torch 2.15" in html
+
+
+def test_navigation_leads_through_sections_and_then_groundwork(project):
+    first, second = show(project), show(project, name="12-second")
+    assert 'rel="prev"' not in first and 'href="../quick/12-second.html"' in first.replace("./12", "../quick/12")
+    assert 'href="./11-first.html"' in second and 'href="./groundwork/dataset-digits.html"' in second
+    assert 'href="./index.html"' in first
+
+
+def test_a_page_with_three_headings_has_a_table_of_its_contents(project):
+    html = show(project, "# Prose\n\n## One & only\n\n## Two\n\n## The $x$ third")
+    assert re.search(r'<nav class="toc".*href="#one-amp-only">One &amp; only</a>.*href="#two"', html, re.DOTALL)
+
+
+def test_the_index_lists_artefacts_thumbnails_and_groundwork(project):
+    show(project)
+    write_notebook(project, "12-second", ["# Other"], companion=companion(**{"p-figure-d": "F"}))
+    figure = project / "reports/quick/figures/p-figure-d.png"
+    (project / "reports/quick/12-second.html").touch()
+    figure.parent.mkdir()
+    figure.touch()
+    html = index.scale_index(contents.load_run()).read_text("utf-8")
+    assert '<a href="12-second.html#p-figure-d">Figure D</a>' in html and '<img src="figures/p-figure-d.png"' in html
+    assert "digits-vgg16-standard (not made)" in html and "Distillations" in html and '<a href="11-first.html">' in html
+
+
+def test_the_first_page_leads_to_every_scale_there_is(project):
+    for scale in ("quick", "published/gpu"):
+        (project / "reports" / scale).mkdir(parents=True)
+        (project / "reports" / scale / "index.html").touch()
+    html = index.all_scales().read_text("utf-8")
+    assert '<a href="quick/index.html">quick</a>, run here' in html
+    assert '<a href="published/gpu/index.html">gpu</a>, published' in html

@@ -1,0 +1,156 @@
+import json
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from robust_features import report
+from robust_features.report import figures, tables
+
+
+@pytest.fixture(autouse=True)
+def reports(tmp_path, monkeypatch):
+    for module in (tables, figures):
+        monkeypatch.setattr(module, "REPORTS", tmp_path)
+    return tmp_path
+
+
+def agreement(dataset="cifar10", value=90.0, **more):
+    """Rows for kim-table-2: three attacks on two networks."""
+    attacks, networks = ("pgd", "fgsm", "cw"), ("wrn28-10", "vgg16")
+    names = [{"dataset": dataset, "example": attack, "network": net} for attack in attacks for net in networks]
+    return pd.DataFrame(names).assign(value=value, low=value - 3, high=value + 1, n=400, **more)
+
+
+def make(rows, **more):
+    options = {"artefact": "kim-table-2", "scale": "quick", "index": ["example"], "columns": ["dataset", "network"]}
+    return report.table(rows, **{**options, "caption": "Agreement", **more})
+
+
+@pytest.mark.parametrize(("number", "count"), [(1, 72), (2, 18), (3, 144), (4, 90)])
+def test_published_has_every_value_of_kims_tables(number, count):
+    rows = report.published(f"kim-table-{number}")
+    assert len(rows) == count and rows["value"].between(0, 100).all() and not rows["approximate"].any()
+
+
+@pytest.mark.parametrize(
+    ("artefact", "place", "value"),
+    [
+        ("kim-table-1", {"dataset": "cifar10", "network": "vgg16", "example": "cw", "features": "NR"}, 13.66),
+        ("kim-table-1", {"dataset": "tiny-imagenet", "network": "vgg16", "example": "clean", "features": "NR"}, 7.5),
+        ("kim-table-2", {"dataset": "svhn", "network": "wrn28-10", "example": "cw"}, 97.65),
+        ("kim-table-3", {"dataset": "svhn", "network": "vgg16", "defence": "mart", "example": "clean"}, 90.5),
+        ("kim-table-3", {"dataset": "cifar10", "network": "wrn28-10", "defence": "trades", "example": "apgd"}, 52.4),
+        ("kim-table-4", {"dataset": "svhn", "network": "vgg16", "defence": "mart", "example": "clean"}, 90.4),
+        ("kim-table-4", {"dataset": "cifar10", "network": "vgg16", "defence": "adversarial", "example": "rf2"}, 74.6),
+    ],
+)
+def test_published_values_stand_where_the_paper_prints_them(artefact, place, value):
+    rows = report.published(artefact)
+    assert rows[(rows[list(place)] == pd.Series(place)).all(axis=1)]["value"].tolist() == [value]
+
+
+def test_the_same_attack_has_the_same_value_in_tables_3_and_4():
+    keys = ["dataset", "defence", "network", "example"]
+    both = report.published("kim-table-3").merge(report.published("kim-table-4"), on=keys)
+    differ = both[both["value_x"] != both["value_y"]]
+    assert len(both) == 36 and differ[keys].to_numpy().tolist() == [["svhn", "mart", "vgg16", "clean"]]  # as printed
+
+
+def test_an_unknown_artefact_has_no_published_rows_and_its_table_no_paper():
+    shown = make(agreement(), artefact="our-own")
+    assert report.published("our-own").empty and shown.rows["paper"].isna().all() and "Small" not in shown.html
+
+
+def test_a_value_read_off_a_plot_is_approximate_and_shown_so(tmp_path, monkeypatch):
+    entry = {"where": "Fig. 9", "unit": "%", "evidence": "P", "index": ["dataset"], "values": {"network": ["vgg16"]}}
+    entry |= {"rows": [["cifar10", "~12.5"], ["svhn", None]]}
+    (tmp_path / "published.yaml").write_text(json.dumps({"fig": entry}))  # JSON is YAML
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published.yaml")
+    assert report.published("fig")[["value", "approximate"]].to_numpy().tolist() == [[12.5, True]]
+    rows = agreement().drop_duplicates("network").drop(columns="example")
+    assert "~12.5" in make(rows, artefact="fig", index=["dataset"], columns=["network"]).html
+
+
+def test_the_csv_has_ours_first_and_then_what_was_not_run(reports):
+    make(agreement())
+    rows = pd.read_csv(reports / "quick/tables/kim-table-2.csv")
+    assert list(rows)[:9] == ["dataset", "example", "network", "paper", "ours", "low", "high", "n", "difference"]
+    assert rows["example"][0] == "pgd" and rows["difference"][0] == pytest.approx(90 - 95.06)
+    assert len(rows) == 18 and rows["ours"].isna().sum() == 12 and set(rows["dataset"][6:]) == {"svhn", "tiny-imagenet"}
+
+
+def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
+    html = make(agreement()).html
+    assert "<b>90.0</b> ±2.0<small>95.06 (−5.1)</small>" in html and "12 of the paper&#x27;s" not in html
+    assert "12 of the paper's 18 values were not run" in html and "n = 400" in html
+    assert html.index("PGD") < html.index("FGSM") and html.index("WRN-28-10") < html.index("VGG-16")  # the rows' order
+
+
+def test_another_datasets_value_is_marked_and_not_subtracted():
+    shown = make(agreement("digits"), reference={"dataset": "cifar10"})
+    assert "<small>95.06†</small>" in shown.html and "† The paper's value on <b>CIFAR-10</b>" in shown.html
+    assert shown.rows["difference"].isna().all() and shown.rows["paper"][:6].isna().all()
+
+
+def test_constants_keep_other_defences_from_the_papers_values():
+    rows = pd.concat([agreement(defence="adversarial"), agreement(defence="standard")], ignore_index=True)
+    shown = make(rows, index=["defence", "example"])
+    assert shown.rows.groupby("defence")["difference"].count().to_dict() == {"adversarial": 6, "standard": 0}
+
+
+def test_a_missing_value_and_several_units_are_shown():
+    rows = agreement().assign(unit=["%", "L2"] * 3)
+    rows.loc[0, ["value", "low", "high"]] = np.nan
+    html = make(rows, artefact="norms").html
+    assert "<b>–</b> %" in html and "<b>90.0</b> ±2.0 L2" in html and "in %" not in html
+
+
+def test_rows_that_fall_into_one_cell_or_lack_a_dimension_are_refused():
+    with pytest.raises(ValueError, match="two rows fall into one cell"):
+        make(agreement(), index=["dataset"], columns=["network"])
+    with pytest.raises(ValueError, match="need the column example"):
+        make(agreement().drop(columns="example").drop_duplicates(), index=["dataset"], columns=["network"])
+
+
+def test_tables_are_byte_stable_and_latex_is_booktabs_in_ascii(reports):
+    def contents():
+        html = make(agreement(), caption="At γ = 5 % & more").html
+        return [html, *((reports / f"quick/tables/kim-table-2.{end}").read_bytes() for end in ("csv", "html", "tex"))]
+
+    first = contents()
+    assert first == contents()
+    latex = first[-1].decode("ascii")
+    assert r"\toprule" in latex and r"$\gamma$ = 5 \% \& more" in latex and r"90.0 $\pm$2.0" in latex
+
+
+def draw(points=20):
+    report.style()
+    fig, ax = plt.subplots()
+    ax.scatter(*np.random.default_rng(0).random((2, points)))
+    ax.set_title("β")
+    return fig
+
+
+def test_figures_are_byte_stable_closed_and_described(reports):
+    def contents():
+        shown = report.figure(draw(), artefact="figure", scale="quick", alt='"A" & b', data=agreement())
+        return [shown.html, *((reports / f"quick/figures/figure.{end}").read_bytes() for end in ("svg", "png", "csv"))]
+
+    first = contents()
+    assert first == contents() and not plt.get_fignums()
+    assert 'alt="&quot;A&quot; &amp; b"' in first[0] and "data:image/svg+xml" in first[0]
+    assert b"currentColor" in first[1] and figures.INK.encode() in first[1].split(b"</style>")[0]
+
+
+def test_a_heavy_figure_is_shown_as_png_and_one_without_artefact_is_only_shown(reports):
+    shown = report.figure(draw(points=6000), alt="many points")
+    assert "data:image/png" in shown.html and "href" not in shown.html and not list(reports.rglob("*.*"))
+
+
+def test_importing_the_report_imports_neither_torch_nor_nbconvert():
+    code = "import sys, robust_features.report; sys.exit(bool({'torch', 'nbconvert', 'papermill'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

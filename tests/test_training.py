@@ -1,0 +1,128 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+
+from robust_features import hardware
+from robust_features.attacks import PGD
+from robust_features.batches import Augmentation
+from robust_features.datasets import Digits, read
+from robust_features.models import VGG16, WideResNet
+from robust_features.objectives import Adversarial, Standard
+from robust_features.settings import UserError
+from robust_features.training import SGD, Adam, OneCycle, StepLR, Training, load, resume_file, save, train
+
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+ATTACK = PGD(epsilon=0.1, step_size=0.05, steps=2)
+SETTINGS = Training(
+    dataset="digits",
+    network=VGG16(width=0.0625),
+    objective=Adversarial(attack=ATTACK),
+    optimiser=SGD(learning_rate=0.1, momentum=0.9),
+    schedule=OneCycle(),
+    epochs=3,
+    batch_size=32,
+    augmentation=Augmentation(padding=2, flip=False),
+    monitor=ATTACK,
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return read(Digits(train=128, validation=20, test=20, size=32), seed=0)
+
+
+def quiet(splits, settings=SETTINGS, **options):
+    return train(splits, settings, hardware=CPU, report=lambda line: None, **options)
+
+
+def same(one, two):
+    weights = zip(one.network.state_dict().values(), two.network.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in weights) and one.history.equals(two.history)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        replace(
+            SETTINGS,
+            network=WideResNet(depth=10, width=0.5, dropout=0.3),
+            optimiser=Adam(learning_rate=1e-3),
+            schedule=StepLR(every=1),
+        ),
+    ],
+    ids=["vgg16-sgd", "dropout-adam"],
+)
+def test_two_runs_with_one_seed_are_identical_and_the_seed_matters(splits, settings):
+    settings = replace(settings, epochs=1)
+    torch.manual_seed(1)
+    first = quiet(splits, settings)
+    torch.manual_seed(2)
+    assert same(first, quiet(splits, settings))
+    assert not same(first, quiet(splits, replace(settings, seed=1)))
+
+
+def test_a_killed_run_resumes_and_ends_bit_identical(splits, tmp_path):
+    resume = tmp_path / "state.pt"
+    child = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from pathlib import Path
+        from test_training import *
+        read_splits = read(Digits(train=128, validation=20, test=20, size=32), seed=0)
+        train(read_splits, SETTINGS, hardware=CPU, resume=Path({str(resume)!r}), report=lambda line: print(line, flush=True))
+    """)
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("epoch 1/3")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and resume.exists()
+    lines = []
+    resumed = train(splits, SETTINGS, hardware=CPU, resume=resume, report=lines.append)
+    assert lines[0].startswith("resumed after epoch")
+    assert same(resumed, quiet(splits))
+
+
+def test_training_lowers_the_loss_and_the_history_has_a_row_an_epoch(splits):
+    history = quiet(splits, replace(SETTINGS, objective=Standard(), epochs=6)).history
+    assert list(history.columns) == ["epoch", "loss", "clean", "attacked"] and list(history["epoch"]) == [*range(1, 7)]
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
+    assert (history["attacked"] <= history["clean"]).all()
+
+
+def test_a_diverging_run_stops_and_names_the_learning_rate(splits):
+    settings = replace(SETTINGS, optimiser=SGD(learning_rate=1e18))
+    with pytest.raises(UserError, match="diverged.*optimiser.learning_rate"):
+        quiet(splits, settings)
+
+
+@pytest.mark.parametrize("schedule, last", [(StepLR(every=1, gamma=0.2), 0.1 * 0.2**2), (OneCycle(), 0.0)])
+def test_the_last_step_has_the_schedules_last_rate(schedule, last):
+    parameter = torch.nn.Linear(1, 1)
+    optimiser = SGD(learning_rate=0.1).build(parameter)
+    steps = schedule.build(optimiser, 3, 4)
+    for _ in range(3 * 4):
+        optimiser.step()
+        rate = optimiser.param_groups[0]["lr"]
+        steps.step()
+    assert rate == pytest.approx(last, abs=1e-6)
+
+
+def test_interrupted_state_belongs_to_settings_and_images(splits):
+    changed = replace(SETTINGS, epochs=4)
+    fewer = splits | {"train": splits["train"].take(slice(100))}
+    assert len({resume_file(SETTINGS, splits), resume_file(changed, splits), resume_file(SETTINGS, fewer)}) == 3
+
+
+def test_a_saved_model_comes_back_as_it_was(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("robust_features.training.DATA", tmp_path)
+    trained = quiet(splits, replace(SETTINGS, epochs=1))
+    save("digits-vgg16-test", trained, SETTINGS, classes=splits["train"].classes)
+    network, history = load("digits-vgg16-test", hardware=CPU)
+    images = splits["test"].images.float() / 255
+    assert torch.equal(network(images), trained.network(images)) and not network.training
+    assert history.equals(trained.history)
