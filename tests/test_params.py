@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 import subprocess
 import sys
 import time
