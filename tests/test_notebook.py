@@ -59,7 +59,7 @@ def test_a_failing_cell_is_named_and_what_was_done_is_kept(project):
 
 def test_a_user_error_says_its_message_then_where_it_arose(project):
     cell = "from robust_features.settings import UserError\nraise UserError('run `dvc repro train@x`')"
-    said = execute(write_notebook(project, "02-training", [cell]), "--key", "x").splitlines()
+    said = execute(write_notebook(project, "02-training", ["key = None", cell]), "--key", "x").splitlines()
     assert said[0] == "run `dvc repro train@x`" and "02-training-x, cell 2; see " in said[1]
 
 
