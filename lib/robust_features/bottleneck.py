@@ -13,6 +13,8 @@ from robust_features.hardware import Hardware
 from robust_features.models import Network, frozen
 from robust_features.settings import settings
 
+CHUNK = 500  # images distilled at once; with a threshold per image the result does not depend on it
+
 
 @settings
 class Bottleneck:
@@ -69,9 +71,9 @@ def distil(
         raise ValueError(
             f"features of shape {tuple(features.shape)} have one position a channel, hence no σ_z; use larger images"
         )
-    parts = []
+    size, parts = settings.batch_size if settings.threshold == "batch" else CHUNK, []
     with frozen(network):
-        for z, y in zip(features.split(settings.batch_size), labels.split(settings.batch_size), strict=True):
+        for z, y in zip(features.split(size), labels.split(size), strict=True):
             parts.append(_distil(network, z.to(hardware.device), y.to(hardware.device), settings, generator, at))
     return Distillation(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import nn
 
 from robust_features.settings import UserError, settings
@@ -11,10 +12,14 @@ from robust_features.settings import UserError, settings
 
 @settings
 class HardwareSettings:
-    """`auto` takes a CUDA device where there is one, and there bfloat16 autocast; a CPU computes in float32."""
+    """`auto` takes a CUDA device where there is one, and there bfloat16 autocast; a CPU computes in float32.
+
+    `threads` limits the CPU threads: narrow networks are too small to share, and threads that wait for each other are slower.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Hardware:
 
 def choose(settings: HardwareSettings) -> Hardware:
     """The hardware of this machine. Raises UserError if params.yaml asks for a GPU and there is none."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
         raise UserError(
