@@ -94,7 +94,7 @@ def test_the_lock_pins_everything_and_names_no_index():
 
 
 def test_ci_runs_the_readmes_commands():
-    commands = re.findall(r"^(make \w+)", (ROOT / "README.md").read_text("utf-8"), re.M)
+    commands = re.findall(r"^    (make \w+)", (ROOT / "README.md").read_text("utf-8"), re.M)
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     assert {"make reproduce", "make test"} <= set(commands) and all(
         c in script for c in ("make reproduce", "make test")

@@ -18,7 +18,8 @@ LABELS = {
     **{"clean": "Clean", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "cw": "CW", "fab": "FAB"},
     **{"apgd": "APGD-CE", "autoattack": "AutoAttack"},
     **{"nrf": "NRF", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
-}
+    **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
+}  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
@@ -82,7 +83,9 @@ def table(
 
     def grid(measured: str, printed: str) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
-        ordered = labelled.apply(lambda names: pd.Categorical(names, categories=names.unique()))
+        known = [*LABELS.values()]
+        rank = {name: known.index(name) if name in known else -1 for name in labelled.stack()}
+        ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
         ordered["cell"] = [cell(row, measured, printed) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
             raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
