@@ -89,7 +89,13 @@ def table(
         ordered["cell"] = [cell(row, measured, printed) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
             raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
-        wide = ordered.pivot(index=index, columns=columns, values="cell").astype(object).fillna("")
+        wide = (
+            ordered.pivot(index=index, columns=columns, values="cell")
+            .sort_index()
+            .sort_index(axis=1)
+            .astype(object)
+            .fillna("")
+        )
         return wide.rename_axis(index=str.capitalize, columns=lambda name: None)
 
     notes = _notes(ours, paper, not_run, units, reference or {})
