@@ -1,13 +1,14 @@
 # make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
 #                  SCALE=photographs (or quick, gpu, paper) first writes that scale into params.yaml's last line
 # make test        the tests                  make lab    JupyterLab on the notebooks
+# make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
-.PHONY: reproduce test lab lock lint clean
+.PHONY: reproduce test lab publish lock lint clean
 
 reproduce: .venv/installed
 ifdef SCALE
@@ -22,6 +23,9 @@ test: .venv/installed
 
 lab: .venv/installed
 	jupyter lab notebooks
+
+publish: .venv/installed
+	python -m robust_features.report.notebook publish
 
 lint: .venv/installed
 	ruff check --fix .

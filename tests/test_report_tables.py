@@ -87,7 +87,9 @@ def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
     html = make(agreement()).html
     assert "<b>90.0</b> ±2.0<small>95.06 (−5.1)</small>" in html and "12 of the paper&#x27;s" not in html
     assert "12 of the paper's 18 values were not run" in html and "n = 400" in html
-    assert html.index("FGSM") < html.index("PGD") and html.index("VGG-16") < html.index("WRN-28-10")  # the order of LABELS
+    assert html.index("FGSM") < html.index("PGD") and html.index("VGG-16") < html.index(
+        "WRN-28-10"
+    )  # the order of LABELS
 
 
 def test_another_datasets_value_is_marked_and_not_subtracted():

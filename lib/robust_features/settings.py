@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import fields
 from fractions import Fraction
+from pprint import pformat
 from typing import Annotated, Any, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
@@ -19,7 +20,13 @@ class UserError(Exception):
 def settings(cls: type) -> Any:
     """Make `cls` a frozen, keyword-only dataclass that checks types and refuses unknown keys, proposing the nearest."""
     cls._known_keys = model_validator(mode="before")(classmethod(_known_keys))
+    cls._repr_pretty_ = _repr_pretty
     return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(validate_default=True))
+
+
+def _repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
+    """What a notebook shows: IPython's printer does not wrap dataclasses."""
+    printer.text(pformat(self, width=100))
 
 
 def _known_keys(cls: type, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Running notebooks: `python -m robust_features.report.notebook run | code | pages | index`. Imports no torch."""
+"""Running notebooks: `python -m robust_features.report.notebook run | code | pages | index | publish`. Imports no torch."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ from robust_features.paths import DATA, REPORTS, ROOT
 from robust_features.report.contents import Page, groundwork, load_run, sections
 from robust_features.report.files import write
 from robust_features.report.index import index
+from robust_features.report.publish import publish as copy_with_manifest
 from robust_features.settings import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "papermill", "dvc")
@@ -85,6 +86,12 @@ def pages() -> Path:
     for page, notebook in merged:
         _render(notebook, REPORTS / settings["scale"] / page.file, settings, page)
     return REPORTS / settings["scale"] / "groundwork"
+
+
+def publish() -> Path:
+    """Copy this scale's report to reports/published/, with a manifest, to be committed."""
+    settings = load_run()
+    return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0))
 
 
 def merge(page: Page) -> Any:
@@ -202,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m robust_features.report.notebook")
     commands = parser.add_subparsers(required=True)
-    for function in (run, code, pages, index):
+    for function in (run, code, pages, index, publish):
         command = commands.add_parser(function.__name__, description=function.__doc__)
         command.set_defaults(function=function)
         if function in (run, code):
