@@ -54,13 +54,12 @@ class Run:
 
     def dimensions(self, *defences: str) -> dict[str, dict[str, str]]:
         """The models of these defences (of all, if none is named): id → its dataset, network and defence, as tables name them."""
-        split = {
-            name: (model.dataset, *name[len(model.dataset) + 1 :].rsplit("-", 1)) for name, model in self.models.items()
-        }
-        named = {
-            name: dict(zip(("dataset", "network", "defence"), parts, strict=True)) for name, parts in split.items()
-        }
-        return {name: parts for name, parts in named.items() if not defences or parts["defence"] in defences}
+        found = {}
+        for name, model in self.models.items():
+            network, defence = name[len(model.dataset) + 1 :].rsplit("-", 1)
+            if not defences or defence in defences:
+                found[name] = {"dataset": model.dataset, "network": network, "defence": defence}
+        return found
 
 
 def load(path: Path = PARAMS) -> Run:
@@ -84,11 +83,10 @@ def _explain(error: ValidationError, data: Any) -> Iterator[str]:
     """One line a mistake: `run.models.x.epochs: what is wrong`."""
     for item in error.errors():
         place, node = ["run"], data
-        for depth, part in enumerate(item["loc"], start=1):
+        for part in item["loc"]:
             known = part in node if isinstance(node, dict) else isinstance(part, int)
-            if (
-                known or depth == len(item["loc"]) and item["type"] == "missing"
-            ):  # other parts are names of union members
+            absent = item["type"] == "missing" and part is item["loc"][-1]
+            if known or absent:  # the other parts are names of union members
                 place.append(str(part))
                 node = node[part] if known else None
         message = item["msg"].removeprefix("Value error, ")
