@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features import noise
+from robust_features.adam import Adam
 from robust_features.hardware import Hardware
 from robust_features.models import Network, frozen
 from robust_features.settings import settings
@@ -94,13 +95,13 @@ def _distil(
     rho = torch.zeros(
         count, channels, device=z.device, requires_grad=True
     )  # the paper's λ: σ = softplus(λ), ln 2 at first
-    adam = torch.optim.Adam([rho], lr=settings.learning_rate)
+    adam = Adam(rho, settings.learning_rate)
     for step in range(settings.steps):
         sigma = F.softplus(rho)
         noisy = z + (sigma * noise.normal(keys, (channels,), draw=step))[:, :, None, None]
         task = F.cross_entropy(network.head(noisy, at), labels, reduction="none")
-        (rho.grad,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
-        adam.step()
+        (gradient,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
+        adam.step(gradient)
     tolerance = variance.amax(1) if settings.threshold == "image" else variance.amax().expand(count)
     return F.softplus(rho.detach()), variance, tolerance
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
+from robust_features.adam import Adam
 from robust_features.attacks.ball import l2
 from robust_features.settings import settings
 
@@ -25,15 +26,14 @@ def search(
     here. An image that is never misclassified is returned as it came, to the bit.
     """
     w = torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_(True)
-    adam = torch.optim.Adam([w], lr=learning_rate)
+    adam = Adam(w, learning_rate)
     best, nearest = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
     for _ in range(steps):
         candidates = (torch.tanh(w) + 1) / 2
         logits, loss = objective(candidates)
         squared = (candidates - images).square().flatten(1).sum(1)
-        adam.zero_grad()
-        (loss + squared).sum().backward(inputs=[w])
-        adam.step()
+        (gradient,) = torch.autograd.grad((loss + squared).sum(), w)
+        adam.step(gradient)
         distance = l2(candidates.detach() - images)
         better = (logits.argmax(1) != labels) & (distance < nearest)
         nearest = torch.where(better, distance, nearest)
