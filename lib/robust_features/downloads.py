@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,8 @@ def verify(path: Path, remedy: str, **checksum: str) -> None:
 
 def extract(archive: Path, folder: Path) -> Path:
     """Unpack the top folder called `folder.name` of a tar or zip archive to `folder`, whole or not at all."""
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"{archive}: unpacking it safely needs Python 3.11.4 or newer; or unpack it to {folder} yourself")
     options = {} if archive.suffix == ".zip" else {"filter": "data"}  # both leave out what would land outside
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as root, reading(archive, AGAIN):
         shutil.unpack_archive(archive, root, **options)
