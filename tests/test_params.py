@@ -80,3 +80,8 @@ def test_the_check_that_guards_every_stage_takes_less_than_five_seconds():
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "robust_features.params"], check=True, capture_output=True)
     assert time.perf_counter() - start < 10, "with room for a busy machine"
+
+
+def test_captions_say_which_networks_are_narrower_than_published(tmp_path):
+    assert params.load().stand_ins() == " (narrow: vgg16 has width 0.125; wrn28-10 has depth 10, width 1)"
+    assert load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper").stand_ins() == ""

@@ -67,7 +67,9 @@ def verify(path: Path, remedy: str, **checksum: str) -> None:
 def extract(archive: Path, folder: Path) -> Path:
     """Unpack the top folder called `folder.name` of a tar or zip archive to `folder`, whole or not at all."""
     if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: unpacking it safely needs Python 3.11.4 or newer; or unpack it to {folder} yourself")
+        raise UserError(
+            f"{archive}: unpacking it safely needs Python 3.11.4 or newer; or unpack it to {folder} yourself"
+        )
     options = {} if archive.suffix == ".zip" else {"filter": "data"}  # both leave out what would land outside
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as root, reading(archive, AGAIN):
         shutil.unpack_archive(archive, root, **options)

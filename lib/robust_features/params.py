@@ -61,6 +61,17 @@ class Run:
                 found[name] = {"dataset": model.dataset, "network": network, "defence": defence}
         return found
 
+    def stand_ins(self) -> str:
+        """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not."""
+        changed = {}
+        for name, parts in self.dimensions().items():
+            network = self.models[name].network
+            full = type(network)()
+            sizes = [f"{key} {getattr(network, key):g}" for key in ("depth", "width") if hasattr(network, key)]
+            if network != full:
+                changed[parts["network"]] = f"{parts['network']} has {', '.join(sizes)}"
+        return f" (narrow: {'; '.join(changed.values())})" if changed else ""
+
 
 def load(path: Path = PARAMS) -> Run:
     """The `run` of params.yaml. Raises UserError listing every unknown key, wrong value and missing reference."""
