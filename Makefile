@@ -1,6 +1,7 @@
 # make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
 #                  SCALE=photographs (or quick, gpu, paper) first writes that scale into params.yaml's last line
 # make test        the tests                  make lab    JupyterLab on the notebooks
+# make bench       times the library beside other implementations (README: where they come from)
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 unexport PYTHONDONTWRITEBYTECODE
@@ -8,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
-.PHONY: reproduce test lab publish lock lint clean
+.PHONY: reproduce test bench lab publish lock lint clean
 
 reproduce: .venv/installed
 ifdef SCALE
@@ -20,6 +21,10 @@ endif
 test: .venv/installed
 	ruff check .
 	pytest
+
+bench: .venv/installed
+	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable ".[bench,dev]"
+	python -m benchmarks.run $(BENCH)
 
 lab: .venv/installed
 	jupyter lab notebooks

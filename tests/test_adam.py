@@ -15,3 +15,15 @@ def test_it_is_torchs_adam():
         theirs.grad = gradient
         peer.step()
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_rows_that_go_on_are_moved_as_if_alone():
+    gradients = torch.randn(10, 5, 7, generator=Generator().manual_seed(0))
+    together, alone = Adam(torch.zeros(5, 7), 0.1), Adam(torch.zeros(2, 7), 0.1)
+    going = torch.tensor([False, True, False, False, True])
+    for number, gradient in enumerate(gradients):
+        if number == 4:
+            together.keep(going)
+        together.step(gradient if number < 4 else gradient[going])
+        alone.step(gradient[going])
+    assert torch.equal(together.value, alone.value)

@@ -1,12 +1,33 @@
 """Oracles: a linear classifier, whose worst perturbation has a closed form, and foolbox on a small network."""
 
+from dataclasses import replace
+
 import foolbox
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from torch import Generator, nn
 
-from robust_features.attacks import PGD, Ball, CarliniWagner, l2, linf, margin
-from robust_features.models import VGG16, build, frozen
+from robust_features.attacks import (
+    APGD,
+    FAB,
+    NIFGSM,
+    PGD,
+    AutoAttack,
+    Ball,
+    CarliniWagner,
+    FeatureGradient,
+    Square,
+    l2,
+    linf,
+    margin,
+)
+from robust_features.attacks.apgd import dlr, targeted_dlr
+from robust_features.attacks.fab import to_hyperplane
+from robust_features.attacks.targets import each_target
+from robust_features.bottleneck import Bottleneck
+from robust_features.models import VGG16, build, folded, frozen
 
 
 class Linear(nn.Module):
@@ -19,6 +40,14 @@ class Linear(nn.Module):
     def forward(self, images):
         score = (images.flatten(1) - 0.5) @ self.weight
         return torch.stack([score, -score], 1)
+
+
+class FourClasses(Linear):
+    """The same two, and two classes that are never likely."""
+
+    def forward(self, images):
+        score = (images.flatten(1) - 0.5) @ self.weight
+        return torch.stack([score, -score, score - 1000, -score - 1000], 1)
 
 
 def images(count=16, dtype=torch.float64):
@@ -135,3 +164,231 @@ def test_an_infinite_ball_leaves_only_the_pixel_range():
     for norm in ("l2", "linf"):
         projected = Ball(norm, float("inf")).project(far, torch.zeros(1, 3, 1, 1))
         torch.testing.assert_close(projected, far.clamp(0, 1))
+
+
+BOUNDED = [
+    PGD(epsilon=0.05, step_size=0.02, keep="first"),
+    NIFGSM(epsilon=0.05, step_size=0.02),
+    APGD(epsilon=0.05, steps=10),
+    APGD(epsilon=0.05, steps=10, loss="dlr"),
+    APGD(epsilon=0.05, steps=5, targets=3),
+    APGD(epsilon=0.5, steps=10, norm="l2"),
+    FAB(epsilon=0.05, steps=5),
+    FAB(epsilon=0.05, steps=5, targets=2),
+    FAB(epsilon=0.5, steps=5, targets=2, norm="l2"),
+    Square(epsilon=0.05, queries=20),
+    AutoAttack(epsilon=0.05, steps=4, targets=2, queries=10),
+    CarliniWagner(c=10.0, steps=10, epsilon=0.05),
+    FeatureGradient(c=10.0, steps=10, epsilon=0.05, bottleneck=Bottleneck(steps=5)),
+]
+UNBOUNDED = [
+    CarliniWagner(c=10.0, steps=10),
+    *(
+        FeatureGradient(c=1.0, steps=8, units=units, direction=direction, bottleneck=Bottleneck(steps=5))
+        for units in ("robust", "nonrobust")
+        for direction in ("raise", "lower")
+    ),
+]
+
+
+def brief(attack):
+    changed = {k: v for k, v in vars(attack).items() if k in ("loss", "norm", "targets", "units", "direction") and v}
+    return "-".join(map(str, (attack.kind, *changed.values())))
+
+
+@pytest.fixture(scope="module")
+def photographs(network):
+    x = torch.rand(12, 3, 32, 32, generator=Generator().manual_seed(3))
+    with torch.no_grad():
+        y = network.eval()(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 10  # two that are misclassified as they are
+    return x, y
+
+
+@pytest.mark.parametrize("attack", BOUNDED, ids=brief)
+def test_budget_attacks_stay_in_the_ball_and_in_the_pixel_range(network, photographs, attack):
+    x, y = photographs
+    found = attack(folded(network), x, y, generator=draws())
+    size = l2 if getattr(attack, "norm", "linf") == "l2" else linf
+    assert size(found - x).max() <= attack.epsilon + 1e-6
+    assert found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize("attack", [a for a in (*BOUNDED, *UNBOUNDED) if a.kind not in ("pgd", "nifgsm")], ids=brief)
+def test_what_is_changed_is_fooled_and_what_is_wrong_already_is_left_alone(network, photographs, attack):
+    x, y = photographs
+    found = attack(folded(network), x, y, generator=draws())
+    changed = linf(found - x) > 0
+    assert not changed[:2].any()
+    assert changed.any() or attack.kind == "feature-gradient" and attack.direction == "lower"
+    assert (network.eval()(found[changed]).argmax(1) != y[changed]).all()
+
+
+@pytest.mark.parametrize("attack", [*BOUNDED, *UNBOUNDED], ids=brief)
+def test_an_image_is_attacked_alike_in_any_batch(network, photographs, attack):
+    x, y = photographs
+    model, generator = folded(network), draws()
+    whole = attack(model, x, y, generator=draws())
+    parts = [attack(model, a, b, generator=generator) for a, b in zip(x.split(5), y.split(5), strict=True)]
+    same = linf(whole - torch.cat(parts)) < 1e-3
+    assert same.float().mean() >= 0.9, "but for the rounding of a decision at the boundary"
+
+
+def test_an_image_rests_at_its_first_misclassified_iterate(network, photographs):
+    x, y = photographs
+    attack = PGD(epsilon=0.1, step_size=0.01, steps=10, random_start=False, keep="first")
+    rested = attack(folded(network), x, y, generator=draws())
+    for number, image in enumerate(rested):
+        for steps in range(1, 11):
+            shorter = replace(attack, keep="last", steps=steps)
+            iterate = shorter(folded(network), x[number : number + 1], y[number : number + 1], generator=draws())
+            if network(iterate).argmax(1) != y[number] or network(x[number : number + 1]).argmax(1) != y[number]:
+                break
+        first = x[number] if number < 2 else iterate[0]
+        torch.testing.assert_close(image, first, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_on_a_linear_classifier_stops_at_the_epsilon_that_suffices(norm):
+    model, x = FourClasses(), images(32)
+    y = model(x).argmax(1)
+    dual = model.weight.norm() if norm == "l2" else model.weight.abs().sum()
+    distance = (margin(model(x), y) / 2 / dual).max().item()
+    enough, little = (
+        APGD(epsilon=share * distance, steps=40, norm=norm)(model, x, y, generator=draws()) for share in (1.05, 0.0)
+    )
+    assert (model(enough).argmax(1) != y).all() and torch.equal(little, x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targets", [0, 3])
+def test_fab_finds_the_hyperplane_of_a_linear_classifier(norm, targets):
+    model, x = FourClasses(), images(16)
+    y = model(x).argmax(1)
+    dual = model.weight.norm() if norm == "l2" else model.weight.abs().sum()
+    distance = margin(model(x), y) / 2 / dual
+    for row in range(16):
+        one, label = x[row : row + 1], y[row : row + 1]
+        just, short = (
+            FAB(epsilon=share * distance[row].item(), steps=5, targets=targets, norm=norm)(
+                model, one, label, generator=draws()
+            )
+            for share in (1.06, 0.99)
+        )
+        assert (model(just).argmax(1) != label).all() and torch.equal(short, one)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_projection_on_a_hyperplane_is_the_nearest_point_of_the_box(norm):
+    generator = Generator().manual_seed(4)
+    x = torch.rand(6, 1, 1, 5, generator=generator, dtype=torch.float64)
+    g = torch.randn(6, 1, 1, 5, generator=generator, dtype=torch.float64)
+    for scale in (0.1, 0.5):
+        corner = torch.where(g > 0, 1 - x, -x)
+        residual = scale * (g * corner).flatten(1).sum(1)
+        found = to_hyperplane(x, g, residual, norm).flatten(1)
+        assert ((x.flatten(1) + found) > -1e-9).all() and ((x.flatten(1) + found) < 1 + 1e-9).all()
+        torch.testing.assert_close((g.flatten(1) * found).sum(1), residual)
+        for row in range(6):  # an oracle: scipy's linear and quadratic programmes
+            best = nearest_by_scipy(x[row].flatten(), g[row].flatten(), residual[row].item(), norm)
+            size = found[row].abs().max() if norm == "linf" else found[row].norm()
+            assert size.item() == pytest.approx(best, rel=1e-3, abs=1e-6)
+
+
+def nearest_by_scipy(x, g, residual, norm):
+    x, g, n = x.numpy(), g.numpy(), len(x)
+    if norm == "linf":  # minimise t with |δ| ≤ t
+        rows = np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]])
+        bounds = [*zip(-x, 1 - x, strict=True), (0, None)]
+        costs = np.r_[np.zeros(n), 1]
+        return optimize.linprog(costs, rows, np.zeros(2 * n), [[*g, 0]], [residual], bounds).fun
+    constraint = {"type": "eq", "fun": lambda d: g @ d - residual}
+    found = optimize.minimize(
+        lambda d: d @ d, np.zeros(n), bounds=[*zip(-x, 1 - x, strict=True)], constraints=[constraint]
+    )
+    return np.linalg.norm(found.x)
+
+
+def test_the_dlr_loss_does_not_change_when_logits_are_scaled_and_shifted():
+    logits = torch.randn(6, 10, generator=draws(), dtype=torch.float64)
+    labels, targets = torch.arange(6), torch.arange(6) + 2
+    other = 37 * logits - 5
+    torch.testing.assert_close(dlr(logits, labels), dlr(other, labels))
+    torch.testing.assert_close(targeted_dlr(logits, labels, targets), targeted_dlr(other, labels, targets))
+    first = dlr(torch.tensor([[4.0, 3.0, 1.0, 0.0]]), torch.tensor([0]))
+    torch.testing.assert_close(first, torch.tensor([-1 / 3]))
+
+
+def test_autoattack_is_at_least_as_strong_as_each_of_its_parts(network, photographs):
+    x, y = photographs
+    whole = AutoAttack(epsilon=0.02, steps=4, targets=2, queries=10)
+    model = folded(network)
+    left = (model(whole(model, x, y, generator=draws())).argmax(1) == y).sum()
+    for part in whole.parts:
+        assert left <= (model(part(model, x, y, generator=draws())).argmax(1) == y).sum() + 1
+
+
+def test_autoattack_refuses_networks_of_too_few_classes():
+    x = images(4)
+    with pytest.raises(ValueError, match="four logits, the network has 2"):
+        AutoAttack(epsilon=0.0)(Linear(), x, Linear()(x).argmax(1), generator=draws())
+
+
+def test_nifgsm_without_momentum_is_bim(network, photographs):
+    x, y = photographs
+    how = dict(epsilon=0.05, step_size=0.02, steps=4)
+    ours = NIFGSM(**how, decay=0.0)(folded(network), x, y, generator=draws())
+    bim = PGD(**how, random_start=False)(folded(network), x, y, generator=draws())
+    torch.testing.assert_close(ours, bim)
+
+
+def test_the_feature_term_written_out_has_no_gradient_behind_a_piecewise_linear_head(network, photographs):
+    x, y = photographs
+    how = dict(c=10.0, steps=10, checks=3)
+    nrf = FeatureGradient(**how, order="second", bottleneck=Bottleneck(steps=5))(
+        folded(network), x, y, generator=draws()
+    )
+    cw = CarliniWagner(**how)(folded(network), x, y, generator=draws())
+    torch.testing.assert_close(nrf, cw, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("units", ["robust", "nonrobust"])
+def test_without_weight_the_feature_gradient_is_carlini_wagner(network, photographs, units):
+    x, y = photographs
+    how = dict(c=10.0, steps=10, checks=3)
+    feature = FeatureGradient(**how, units=units, weight=0.0, bottleneck=Bottleneck(steps=5))
+    same = feature(folded(network), x, y, generator=draws())
+    torch.testing.assert_close(same, CarliniWagner(**how)(folded(network), x, y, generator=draws()), rtol=0, atol=1e-4)
+
+
+def test_raising_the_gradient_of_the_nonrobust_features_fools_more_than_lowering_it(network, photographs):
+    x, y = photographs
+    how = dict(c=1.0, weight=100.0, steps=15, bottleneck=Bottleneck(steps=20))
+    raised, lowered = (
+        folded(network)(FeatureGradient(**how, direction=direction)(folded(network), x, y, generator=draws())).argmax(1)
+        for direction in ("raise", "lower")
+    )
+    assert (raised == y).sum() < (lowered == y).sum()
+
+
+def test_square_lowers_the_margin_only(network, photographs):
+    x, y = photographs
+    left = [
+        (folded(network)(Square(epsilon=0.1, queries=q)(folded(network), x, y, generator=draws())).argmax(1) == y).sum()
+        for q in (1, 20, 100)
+    ]
+    assert left[0] >= left[1] >= left[2]
+
+
+def test_attempts_made_at_once_end_as_one_after_the_other():
+    seen = []
+
+    def attempt(rows, numbers):  # image i falls to attempt i, except for image 4, which falls to none
+        seen.append((rows.tolist(), numbers.tolist()))
+        fooled = (rows == numbers) & (rows != 4)
+        return (100 + 10 * numbers + rows).float().view(-1, 1, 1, 1), fooled
+
+    found = each_target(attempt, torch.zeros(6, 1, 1, 1), torch.tensor([True, True, True, False, True, False]), 5)
+    assert found.flatten().tolist() == [100, 111, 122, 0, 0, 0]
+    assert seen[0] == ([0, 1, 2, 4], [0, 0, 0, 0]) and max(len(rows) for rows, _ in seen) <= 6
+    assert seen[1] == ([1, 2, 4] * 2, [1] * 3 + [2] * 3), "three images go on: two attempts fit the batch"

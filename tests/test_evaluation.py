@@ -6,7 +6,21 @@ from robust_features import distillations, hardware
 from robust_features.attacks import PGD, CarliniWagner
 from robust_features.bottleneck import Bottleneck
 from robust_features.datasets import ImageSet
-from robust_features.evaluation import accuracy_of, attack_all, decide, features, load, predict, row, save
+from robust_features.evaluation import (
+    GALLERY,
+    Attacked,
+    accuracy_of,
+    along_norm,
+    attack_all,
+    attack_each,
+    decide,
+    features,
+    load,
+    predict,
+    resume_folder,
+    row,
+    save,
+)
 from robust_features.models import VGG16, build
 
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
@@ -27,7 +41,7 @@ def images():
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=lambda a: a.kind)
 def test_results_do_not_depend_on_the_batch_size(network, images, attack):
     whole, parts = (
-        attack_all(attack, network, images, hardware=CPU, seed=0, batch_size=size, keep_images=True) for size in (23, 7)
+        attack_all(attack, network, images, hardware=CPU, seed=0, batch_size=size, keep=23) for size in (23, 7)
     )
     torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-3)
     assert (whole.predictions == parts.predictions).all()
@@ -35,18 +49,21 @@ def test_results_do_not_depend_on_the_batch_size(network, images, attack):
 
 def test_the_seed_decides_the_random_start(network, images):
     one, again, other = (
-        attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=seed, keep_images=True).images
-        for seed in (0, 0, 1)
+        attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=seed, keep=23).images for seed in (0, 0, 1)
     )
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_norms_are_those_of_the_kept_images(network, images):
-    found = attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=0, keep_images=True)
+    found = attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=0, keep=23)
     delta = (found.images - images.images / 255).flatten(1)
     torch.testing.assert_close(found.l2, delta.norm(dim=1))
     torch.testing.assert_close(found.linf, delta.abs().amax(1))
-    assert row(found, images.labels)["l2"] == pytest.approx(delta.norm(dim=1).mean().item(), rel=1e-5)
+    clean = Attacked(images.labels, torch.zeros(23), torch.zeros(23))
+    fooled = found.predictions != images.labels
+    measured = row(found, clean, images.labels)
+    assert measured["l2"] == pytest.approx(delta.norm(dim=1)[fooled].mean().item(), rel=1e-5)
+    assert measured["value"] == pytest.approx(100 * (~fooled).float().mean().item())
 
 
 def test_what_is_saved_comes_back(network, images, tmp_path, monkeypatch):
@@ -79,3 +96,38 @@ def test_distilled_examples_hold_every_row_of_tables_1_and_2(network, images, tm
     assert set(table_2["given"]) == {"true", "predicted", "shuffled"} and set(table_2["example"]) == {"pgd"}
     sizes = [tensors[f"robust/clean/{given}"].sum(1) for given in ("true", "predicted", "random")]
     assert all(size.shape == (23,) for size in sizes)
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_attack_it_was_in(network, images, tmp_path):
+    options = dict(hardware=CPU, seed=0, whole=["pgd"], resume=tmp_path, report=lambda line: None)
+    attack_each({"pgd": ATTACKS["pgd"]}, network, images, **options)
+
+    def fails(*arguments, **keywords):
+        raise AssertionError("attacked again")
+
+    found = attack_each({"pgd": fails, "cw": ATTACKS["cw"]}, network, images, **options)
+    assert list(found) == ["clean", "pgd", "cw"] and (tmp_path / "cw").exists()
+    assert len(found["pgd"].images) == 23 and len(found["cw"].images) == GALLERY
+    whole = attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=0, keep=23)
+    assert torch.equal(found["pgd"].images, whole.images) and torch.equal(found["pgd"].l2, whole.l2)
+
+
+def test_what_is_resumed_belongs_to_these_weights_images_attacks_and_seed(network, images):
+    other = build(VGG16(width=0.0625), 10, seed=1)
+    keys = [
+        resume_folder(ATTACKS, network, images, seed=0),
+        resume_folder(ATTACKS, network, images, seed=1),
+        resume_folder(ATTACKS, other, images, seed=0),
+        resume_folder({"pgd": ATTACKS["pgd"]}, network, images, seed=0),
+    ]
+    assert len(set(keys)) == 4 and keys[0] == resume_folder(ATTACKS, network, images, seed=0)
+
+
+def test_accuracy_along_the_norm_counts_the_perturbations_up_to_it():
+    labels, sizes = torch.zeros(4, dtype=torch.long), torch.tensor([0.0, 0.1, 0.3, 0.2])
+    clean = Attacked(torch.tensor([1, 0, 0, 0]), torch.zeros(4), torch.zeros(4))
+    attacked = Attacked(torch.tensor([1, 1, 1, 0]), sizes, sizes)  # one wrong already, two fooled, one still right
+    found = {"clean": clean, "a": attacked}
+    rows = along_norm(found, labels, norm="l2", radii=torch.tensor([0.0, 0.2, 0.4]))
+    assert rows[rows["example"] == "a"]["value"].tolist() == [75.0, 50.0, 25.0]
+    assert rows[rows["example"] == "clean"]["value"].tolist() == [75.0, 75.0, 75.0]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_features.models import VGG16, ResNet18, ResNetV2, WideResNet, build, frozen
+from robust_features.models import VGG16, ResNet18, ResNetV2, WideResNet, build, folded, frozen
 
 NARROW = [
     VGG16(width=0.125),
@@ -85,3 +85,23 @@ def test_frozen_sets_eval_mode_without_gradients_and_restores_both():
         assert not network.training and not any(p.requires_grad for p in network.parameters())
     assert network.training and not network.stages["logits"].weight.requires_grad
     assert network.stages["logits"].bias.requires_grad
+
+
+@pytest.mark.parametrize("settings", NARROW, ids=lambda s: s.kind)
+def test_folding_changes_neither_the_function_nor_the_original_nor_any_stage(settings):
+    network = build(settings, 10, seed=0)
+    for _ in range(3):  # statistics that are not 0 and 1
+        network(torch.rand(8, 3, 32, 32))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.eval()
+    images, quick = torch.rand(4, 3, 32, 32), folded(network)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in n.modules()) for n in (network, quick)]
+    assert norms[1] < norms[0] and not any(p.requires_grad for p in quick.parameters())
+    with torch.no_grad():
+        for name, activation in network.activations(images).items():
+            torch.testing.assert_close(quick.features(images, name), activation, rtol=1e-3, atol=1e-4)
+        kept = quick.features(images).clone()
+        z = quick.features(images)
+        quick.head(z)
+        assert torch.equal(z, kept), "the head works in place on nothing that is kept"
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())

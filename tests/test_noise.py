@@ -2,7 +2,7 @@ import torch
 from scipy import stats
 from torch import Generator
 
-from robust_features.noise import image_keys, normal, uniform
+from robust_features.noise import derived, image_keys, normal, uniform
 
 
 def keys(count=500, seed=0):
@@ -35,3 +35,11 @@ def test_uniform_draws_never_reach_zero_or_one():
     draws = uniform(keys(64), (50_000,))
     assert 0 < draws.min() and draws.max() < 1
     assert normal(keys(64), (50_000,)).isfinite().all()
+
+
+def test_derived_keys_are_others_and_belong_to_the_image():
+    drawn = keys(50)
+    assert torch.equal(image_keys(50, drawn), drawn), "keys drawn before are handed on"
+    streams = torch.stack([drawn, *(derived(drawn, number) for number in range(20))])
+    assert len(streams.unique()) == streams.numel()
+    assert torch.equal(derived(drawn, 3)[7:9], derived(drawn[7:9], 3))

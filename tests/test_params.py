@@ -44,13 +44,14 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
     [
         ("epsilon: 0.2, step_size: 0.15", "epsilon: -0.2, step_size: 0.15", r"models\..*\.objective\.attack\.epsilon: .*greater than or equal to 0"),
         ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"run\.bottleneck: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
-        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of carlini-wagner, pgd; did you mean 'pgd'"),
+        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
         ("epochs: 8", "epochs: twelve", r"run\.models\.digits-vgg16-standard\.epochs: .*integer.*found 'twelve'"),
         ("  dataset: digits\n", "  dataset: digit\n", r"run\.models\.digits-vgg16-standard\.dataset: no dataset 'digit'; did you mean 'digits'\?"),
         ("digits: {kind: digits,", "digits: {kind: cifar11,", r"run\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
         ("  epochs: 8\n", "", r"run\.models\.digits-vgg16-standard\.epochs: Field required"),
         ("depth: 10, width: 1", "depth: 11, width: 1", r"run\.models\.digits-16-wrn28-10-standard\.network\.depth: .*6n \+ 4"),
         ("digits-vgg16-mart:", "mart:", r"run\.models\.mart: a model's id reads <dataset>-<network>-<defence>"),
+        ("distilled: [fgsm, pgd, cw]", "distilled: [fgsm, pdg]", r"run\.attacks\.digits: no attack 'pdg', which run\.kim\.distilled names; did you mean"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
     ],
@@ -85,3 +86,19 @@ def test_the_check_that_guards_every_stage_takes_less_than_five_seconds():
 def test_captions_say_which_networks_are_narrower_than_published(tmp_path):
     assert params.load().stand_ins() == " (narrow: vgg16 has width 0.125; wrn28-10 has depth 10, width 1)"
     assert load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper").stand_ins() == ""
+
+
+def test_standard_trained_networks_are_attacked_by_what_is_distilled_others_by_all():
+    run = params.load()
+    assert list(run.attacks_on("digits-vgg16-standard")) == ["fgsm", "pgd", "cw"]
+    assert run.attacks_on("digits-vgg16-mart") == run.attacks["digits"]
+
+
+@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
+def test_every_scale_has_the_attacks_of_tables_3_and_4_in_one_ball(tmp_path, scale):
+    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
+    for attacks in run.attacks.values():
+        assert {"fgsm", "bim", "pgd", "apgd", "fab", "autoattack", "cw", "nrf", "nrf2", "rf", "rf2"} <= attacks.keys()
+        bounded = {attack.epsilon for attack in attacks.values() if attack.epsilon is not None}
+        assert len(bounded) == 1
+        assert attacks["nrf"].c == attacks["cw"].c

@@ -30,3 +30,7 @@ class Adam:
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
         scale = (self.square / (1 - 0.999**self.step_count)).sqrt_().add_(1e-8)
         self.value.addcdiv_(self.mean, scale, value=-self.learning_rate / (1 - 0.9**self.step_count))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of `value` only."""
+        self.value, self.mean, self.square = self.value[rows], self.mean[rows], self.square[rows]

@@ -14,7 +14,7 @@ from robust_features.hardware import Hardware
 from robust_features.models import Network, frozen
 from robust_features.settings import settings
 
-CHUNK = 500  # images distilled at once; with a threshold per image the result does not depend on it
+CHUNK = 500  # images distilled at once; the result does not depend on it
 
 
 @settings
@@ -60,7 +60,7 @@ def distil(
     settings: Bottleneck,
     *,
     hardware: Hardware,
-    generator: Generator,
+    generator: Generator | Tensor,
     at: str | None = None,
 ) -> Distillation:
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
@@ -72,11 +72,15 @@ def distil(
         raise ValueError(
             f"features of shape {tuple(features.shape)} have one position a channel, hence no σ_z; use larger images"
         )
-    size, parts = settings.batch_size if settings.threshold == "batch" else CHUNK, []
-    with frozen(network):
-        for z, y in zip(features.split(size), labels.split(size), strict=True):
-            parts.append(_distil(network, z.to(hardware.device), y.to(hardware.device), settings, generator, at))
-    return Distillation(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
+    with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32
+        for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
+            parts.append(_distil(network, z.to(device), y.to(device), settings, k.to(device), at))
+    sigma, variance = (torch.cat(column).to(features.device) for column in zip(*parts, strict=True))
+    tolerance = variance.amax(1)
+    if settings.threshold == "batch":
+        tolerance = torch.cat([batch.amax().expand(len(batch)) for batch in tolerance.split(settings.batch_size)])
+    return Distillation(sigma, variance, tolerance)
 
 
 def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
@@ -86,12 +90,13 @@ def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _distil(
-    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, generator: Generator, at: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, keys: Tensor, at: str | None
+) -> tuple[Tensor, Tensor]:
+    """(σ, σ_z²), each (n, C)."""
     count, channels = z.shape[:2]
     variance = z.flatten(2).var(2)
+    z = z.contiguous(memory_format=torch.channels_last)
     beta = settings.beta * channels / network.full_channels
-    keys = noise.image_keys(count, generator).to(z.device)
     rho = torch.zeros(
         count, channels, device=z.device, requires_grad=True
     )  # the paper's λ: σ = softplus(λ), ln 2 at first
@@ -102,8 +107,7 @@ def _distil(
         task = F.cross_entropy(network.head(noisy, at), labels, reduction="none")
         (gradient,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
         adam.step(gradient)
-    tolerance = variance.amax(1) if settings.threshold == "image" else variance.amax().expand(count)
-    return F.softplus(rho.detach()), variance, tolerance
+    return F.softplus(rho.detach()), variance
 
 
 def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:

@@ -1,27 +1,34 @@
 """Running a network, and an attack on it, over a whole set of images; memory is bounded by the batch."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from robust_features import store
+from robust_features import datasets, store
 from robust_features.attacks import Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware
-from robust_features.models import Network, frozen
+from robust_features.models import Network, folded, frozen
 from robust_features.paths import DATA
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
 BATCH = 250
+GALLERY = 16  # images kept of an attack whose images no section reads
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU, and the images where they were kept."""
+    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, of the first that were kept."""
 
     predictions: Tensor
     l2: Tensor
@@ -37,20 +44,65 @@ def attack_all(
     hardware: Hardware,
     seed: int,
     batch_size: int = BATCH,
-    keep_images: bool = False,
+    keep: int = 0,
 ) -> Attacked:
-    """Attack every image in eval mode with frozen parameters; image i sees the same noise whatever the batch size."""
-    generator, parts = Generator().manual_seed(seed), []
-    with frozen(network), hardware.autocast():
+    """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
+
+    Memory is bounded by the batch, and by the first `keep` adversarial images, which are kept.
+    """
+    generator, parts, kept = Generator().manual_seed(seed), [], []
+    network = hardware.place(folded(network))
+    with hardware.autocast():
         for batch, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
             clean, labels = as_float(batch.to(hardware.device)), labels.to(hardware.device)
             adversarial = attack(network, clean, labels, generator=generator)
             with torch.no_grad():
                 predictions = network(adversarial).argmax(1)
             delta = adversarial - clean
-            kept = [adversarial.contiguous()] if keep_images else []
-            parts.append([t.cpu() for t in (predictions, l2(delta), linf(delta), *kept)])
-    return Attacked(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            parts.append([t.cpu() for t in (predictions, l2(delta), linf(delta))])
+            if room := keep - sum(map(len, kept)):
+                kept.append(adversarial[:room].contiguous().cpu())
+    return Attacked(*(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(kept) if kept else None)
+
+
+def attack_each(
+    attacks: dict[str, Attack],
+    network: Network,
+    images: ImageSet,
+    *,
+    hardware: Hardware,
+    seed: int,
+    whole: Collection[str] = (),
+    resume: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Attacked]:
+    """Every attack by name, and `clean`: no attack. All images of the attacks in `whole` are kept, of the others GALLERY.
+
+    With `resume`, each finished attack is kept in that folder, and a run that finds it there goes on with the next one.
+    """
+    clean = predict(network, as_float(images.images), hardware=hardware).argmax(1)
+    zero = torch.zeros(len(clean))
+    found = {"clean": Attacked(clean, zero, zero)}
+    for name, attack in attacks.items():
+        started, place = time.perf_counter(), resume / name if resume else None
+        if place and place.exists():
+            found[name] = Attacked(**store.load(place).tensors)
+        else:
+            keep = len(images) if name in whole else GALLERY
+            found[name] = attack_all(attack, network, images, hardware=hardware, seed=seed, keep=keep)
+            if place:
+                store.save(place, {k: t for k, t in vars(found[name]).items() if t is not None}, {})
+        right = (found[name].predictions == images.labels).float().mean()
+        report(f"{name}: {right:.1%} of {len(images)} still right  ({time.perf_counter() - started:.1f} s)")
+    return found
+
+
+def resume_folder(attacks: dict[str, Attack], network: Network, images: ImageSet, *, seed: int) -> Path:
+    """Where the finished attacks of an interrupted evaluation are kept: outside DVC's outputs, which it deletes."""
+    key = hashlib.sha256(json.dumps([seed, {name: describe(a) for name, a in attacks.items()}]).encode())
+    for tensor in (images.images, images.labels, *network.state_dict().values()):
+        key.update(tensor.cpu().contiguous().numpy().tobytes())
+    return DATA / "interrupted" / f"attacks-{key.hexdigest()[:16]}"
 
 
 def save(model_id: str, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
@@ -76,10 +128,39 @@ def load(model_id: str) -> dict[str, Attacked]:
     }
 
 
-def row(result: Attacked, labels: Tensor) -> dict[str, float]:
-    """Accuracy with its interval (percent), and mean L2 and L∞ norm of the perturbations (pixels in [0, 1])."""
+def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
+    """Accuracy with its interval (percent), and mean L2 and L∞ norm (pixels in [0, 1]) over the images that the attack fooled."""
+    fooled = (clean.predictions == labels) & (result.predictions != labels)
     accuracy = asdict(accuracy_of(result.predictions, labels))
-    return accuracy | {"l2": result.l2.mean().item(), "linf": result.linf.mean().item()}
+    return accuracy | {"l2": result.l2[fooled].mean().item(), "linf": result.linf[fooled].mean().item()}
+
+
+def measures(models: dict[str, dict[str, str]], names: Collection[str]) -> pd.DataFrame:
+    """Rows of Tables 3 and 4: for the models, id → dimensions, and attacks by name: accuracy and mean norms as `measure`s."""
+    rows = []
+    for model, dimensions in models.items():
+        found = load(model)
+        labels = datasets.load(dimensions["dataset"], "test").labels
+        for name in names:
+            measured = row(found[name], found["clean"], labels)
+            l2, linf = measured.pop("l2"), 255 * measured.pop("linf")
+            for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
+                rows.append({**dimensions, "example": name, "measure": measure, **values})
+    return pd.DataFrame(rows)
+
+
+def along_norm(
+    found: dict[str, Attacked], labels: Tensor, *, norm: Literal["l2", "linf"], radii: Tensor
+) -> pd.DataFrame:
+    """Accuracy if only perturbations up to each radius count, for every attack: example, radius, value, low, high, n."""
+    right = found["clean"].predictions == labels
+    rows = []
+    for name, result in found.items():
+        size = torch.where(result.predictions != labels, getattr(result, norm), torch.inf)
+        for radius in radii.tolist():
+            interval = wilson(int((right & (size > radius)).sum()), len(labels))
+            rows.append({"example": name, "radius": radius, **asdict(interval)})
+    return pd.DataFrame(rows)
 
 
 def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:

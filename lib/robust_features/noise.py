@@ -12,9 +12,19 @@ from torch import Generator, Tensor
 MASK = 0xFFFFFFFF
 
 
-def image_keys(count: int, generator: Generator) -> Tensor:
-    """(count,) int64 keys below 2³²; splitting `count` over several calls gives the same keys."""
+def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
+    """(count,) int64 keys below 2³²; splitting `count` over several calls gives the same keys.
+
+    Keys that were drawn before are handed on as they are: an attack made of attacks keeps each image's own.
+    """
+    if isinstance(generator, Tensor):
+        return generator
     return torch.randint(MASK + 1, (count,), generator=generator, device=generator.device)
+
+
+def derived(keys: Tensor, number: int | Tensor) -> Tensor:
+    """(N,) other keys, independent of `keys` and of those of another `number` (one for all, or one a key)."""
+    return _mix(_mix(keys) ^ ((number + 1) * 0x85EBCA6B & MASK))
 
 
 def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
@@ -27,7 +37,13 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0)
 
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
     """(N, *shape) float32, standard normal."""
-    return torch.special.ndtri(uniform(keys, shape, draw=draw))
+    half = -(-math.prod(shape) // 2)
+    first, second = uniform(keys, (2, half), draw=draw).unbind(
+        1
+    )  # Box and Muller 1958: two normal numbers of two uniform
+    radius, angle = (-2 * first.log()).sqrt_(), 2 * math.pi * second
+    both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+    return both[:, : math.prod(shape)].view(-1, *shape)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from robust_features import noise
 from robust_features.attacks import PGD, ascend
-from robust_features.models import frozen
+from robust_features.models import folded
 from robust_features.settings import settings
 
 
@@ -42,17 +43,19 @@ class Trades:
     weight: NonNegativeFloat = 6.0
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
-        with frozen(network):
-            clean = network(images).detach()
-            keys = noise.image_keys(len(images), generator).to(images.device)
-            adversarial = ascend(
-                lambda x: divergence(clean, network(x)),
-                images,
-                ball=self.attack.ball,
-                step_size=self.attack.step_size,
-                steps=self.attack.steps,
-                start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
-            )
+        fixed = folded(network)
+        with torch.no_grad():
+            clean = fixed(images)
+        keys = noise.image_keys(len(images), generator).to(images.device)
+        adversarial = ascend(
+            fixed,
+            lambda logits, rows: divergence(clean, logits),
+            images,
+            ball=self.attack.ball,
+            step_size=self.attack.step_size,
+            steps=self.attack.steps,
+            start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
+        )
         clean = network(images)
         return F.cross_entropy(clean, labels) + self.weight * divergence(clean, network(adversarial)).mean()
 
@@ -100,5 +103,4 @@ def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
 
 
 def _craft(attack: PGD, network: nn.Module, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    with frozen(network):
-        return attack(network, images, labels, generator=generator)
+    return attack(folded(network), images, labels, generator=generator)

@@ -15,6 +15,7 @@ from robust_features.bottleneck import Bottleneck
 from robust_features.datasets import DatasetSettings
 from robust_features.hardware import HardwareSettings
 from robust_features.inversion import Inversion
+from robust_features.objectives import Standard
 from robust_features.paths import PARAMS
 from robust_features.settings import UserError, nearest, settings
 from robust_features.training import Training
@@ -32,6 +33,7 @@ class TSNE:
 class Kim:
     """The choices of the notebooks on Kim et al. 2021."""
 
+    distilled: tuple[str, ...] = ("fgsm", "pgd", "cw")  # the attacks of Tables 1 and 2, whose images are kept
     betas: tuple[NonNegativeFloat, ...]  # the horizontal axis of Fig. 5
     tsne: TSNE
     visualised: PositiveInt  # images of Fig. 3
@@ -60,6 +62,12 @@ class Run:
             if not defences or defence in defences:
                 found[name] = {"dataset": model.dataset, "network": network, "defence": defence}
         return found
+
+    def attacks_on(self, model: str) -> dict[str, Attack]:
+        """The attacks of a model's dataset by name; of a standard-trained network, which all of them fool, the distilled ones."""
+        attacks = self.attacks[self.models[model].dataset]
+        plain = isinstance(self.models[model].objective, Standard)
+        return {name: attack for name, attack in attacks.items() if not plain or name in self.kim.distilled}
 
     def stand_ins(self) -> str:
         """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not."""
@@ -122,6 +130,9 @@ def _dangling(run: Run) -> Iterator[str]:
             yield f"run.attacks: no attacks for dataset '{model.dataset}', which {name} is trained on"
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
+    for dataset, attacks in run.attacks.items():
+        for name in {*run.kim.distilled} - {*attacks}:
+            yield f"run.attacks.{dataset}: no attack '{name}', which run.kim.distilled names{nearest(name, attacks)}"
     for name in {*run.datasets, *run.models, *run.attacks}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"

@@ -3,17 +3,40 @@
 A new one: its class, and its place in `Attack`.
 
 Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are `models.frozen`'s business; the last iterate
-is returned unless the attack keeps the nearest. *Budget* attacks stay within epsilon, *Minimal* ones do not.
+is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not. `generator`
+may also be the images' keys (`noise.image_keys`).
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
+from robust_features.attacks.apgd import APGD
 from robust_features.attacks.ball import Ball, l2, linf
-from robust_features.attacks.gradient import PGD, ascend
-from robust_features.attacks.tanh import CarliniWagner, margin, search
+from robust_features.attacks.ensemble import AutoAttack
+from robust_features.attacks.fab import FAB
+from robust_features.attacks.gradient import NIFGSM, PGD, ascend
+from robust_features.attacks.square import Square
+from robust_features.attacks.tanh import CarliniWagner, FeatureGradient, margin, search
 
-Attack = Annotated[PGD | CarliniWagner, Field(discriminator="kind")]
+Attack = Annotated[
+    PGD | NIFGSM | APGD | FAB | Square | AutoAttack | CarliniWagner | FeatureGradient, Field(discriminator="kind")
+]
 
-__all__ = ["PGD", "Attack", "Ball", "CarliniWagner", "ascend", "l2", "linf", "margin", "search"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "NIFGSM",
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "Ball",
+    "CarliniWagner",
+    "FeatureGradient",
+    "Square",
+    "ascend",
+    "l2",
+    "linf",
+    "margin",
+    "search",
+]

@@ -21,7 +21,8 @@ class Ball:
     def project(self, images: Tensor, centre: Tensor) -> Tensor:
         """The point of the ball nearest to `images` (L∞), or nearest and then clipped to [0, 1] (L2)."""
         if self.norm == "linf":
-            return torch.clamp(images, centre - self.epsilon, centre + self.epsilon).clamp(0, 1)
+            low, high = (centre - self.epsilon).clamp_min(0), (centre + self.epsilon).clamp_max(1)
+            return torch.clamp(images, low, high)
         delta = images - centre
         shrink = (self.epsilon / l2(delta).clamp_min(1e-12)).clamp_max(1)
         return (centre + delta * _per_image(shrink)).clamp(0, 1)
@@ -32,7 +33,7 @@ class Ball:
             return gradient.sign()
         return gradient / _per_image(l2(gradient).clamp_min(1e-12))
 
-    def sample(self, centre: Tensor, generator: Generator) -> Tensor:
+    def sample(self, centre: Tensor, generator: Generator | Tensor) -> Tensor:
         """A uniform point of the ball (L∞), or one of uniform direction and uniform volume (L2), clipped to [0, 1]."""
         keys = noise.image_keys(len(centre), generator).to(centre.device)
         if self.norm == "linf":

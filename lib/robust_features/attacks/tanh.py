@@ -1,4 +1,4 @@
-"""The search through tanh for a near adversarial image: Carlini and Wagner's attack, and those built on it."""
+"""The search through tanh for a near adversarial image: Carlini and Wagner's attack, and Kim et al.'s four built on it."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,38 +7,66 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
+from robust_features import noise
 from robust_features.adam import Adam
-from robust_features.attacks.ball import l2
-from robust_features.settings import settings
+from robust_features.attacks.ball import Ball, l2
+from robust_features.bottleneck import Bottleneck, distil
+from robust_features.hardware import Hardware
+from robust_features.models import Network
+from robust_features.settings import Pixels, settings
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def search(
-    objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+    objective: Objective,
     images: Tensor,
     labels: Tensor,
     *,
     steps: int,
     learning_rate: float,
+    checks: int,
+    epsilon: float | None = None,
 ) -> Tensor:
     """Lower `objective` by Adam over w with x' = (tanh w + 1)/2, and keep each image's nearest misclassified iterate.
 
-    `objective` maps (N, C, H, W) candidates to (logits (N, K), loss (N,)); the squared L2 distance is added to the loss
-    here. An image that is never misclassified is returned as it came, to the bit.
+    `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is added
+    to the loss here. `checks` times along the way, the images whose cost has risen since the last check are left to rest,
+    as the authors' code does for a whole batch at once. With `epsilon`, every iterate is projected to that L∞ ball. An
+    image that is misclassified as it is, or never, is returned as it came, to the bit.
     """
-    w = torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_(True)
-    adam = Adam(w, learning_rate)
     best, nearest = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
-    for _ in range(steps):
+    rows, here, labels_here = torch.arange(len(images), device=images.device), images, labels
+    last = torch.full_like(nearest, torch.inf)
+    adam = Adam(_unbounded(images), learning_rate)
+    for step in range(steps):
+        w = adam.value.requires_grad_(True)
         candidates = (torch.tanh(w) + 1) / 2
-        logits, loss = objective(candidates)
-        squared = (candidates - images).square().flatten(1).sum(1)
-        (gradient,) = torch.autograd.grad((loss + squared).sum(), w)
+        logits, loss = objective(candidates, rows)
+        cost = loss + (candidates - here).square().flatten(1).sum(1)
+        (gradient,) = torch.autograd.grad(cost.sum(), w)
+        candidates, adam.value = candidates.detach(), w.detach()
+        fooled, distance = logits.argmax(1) != labels_here, l2(candidates - here)
+        if step == 0:  # the clean images
+            going = ~fooled
+        else:
+            better = fooled & (distance < nearest[rows])
+            nearest[rows] = torch.where(better, distance, nearest[rows])
+            best[rows] = torch.where(better.view(-1, 1, 1, 1), candidates, best[rows])
+            going = None
+        if step % max(1, steps // checks) == 0:
+            going = (cost.detach() <= last) if going is None else going
+            last = cost.detach()
+        if going is not None and not going.all():
+            adam.keep(going)
+            rows, here, labels_here, last = rows[going], here[going], labels_here[going], last[going]
+            gradient = gradient[going]
+            if not len(rows):
+                break
         adam.step(gradient)
-        distance = l2(candidates.detach() - images)
-        better = (logits.argmax(1) != labels) & (distance < nearest)
-        nearest = torch.where(better, distance, nearest)
-        best = torch.where(better.view(-1, 1, 1, 1), candidates.detach(), best)
-    return best
+        if epsilon is not None:
+            adam.value = _unbounded(Ball("linf", epsilon).project((torch.tanh(adam.value) + 1) / 2, here))
+    return best if epsilon is None else Ball("linf", epsilon).project(best, images)  # tanh rounds
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,19 +78,83 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 @settings
 class CarliniWagner:
-    """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound."""
+    """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound.
+
+    With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that radius.
+    """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
     c: PositiveFloat = 0.1
     steps: PositiveInt = 200
     learning_rate: PositiveFloat = 0.1
     confidence: NonNegativeFloat = 0.0
+    checks: PositiveInt = 10
+    epsilon: Pixels | None = None
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the search draws nothing at random."""
 
-        def objective(candidates: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(candidates)
-            return logits, self.c * (margin(logits, labels) + self.confidence).clamp_min(0)
+        def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            logits = model(candidates).to(images.dtype)
+            return logits, self.c * (margin(logits, labels[rows]) + self.confidence).clamp_min(0)
 
-        return search(objective, images, labels, steps=self.steps, learning_rate=self.learning_rate)
+        how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
+        return search(objective, images, labels, **how)
+
+
+@settings
+class FeatureGradient:
+    """Carlini and Wagner's search that also raises or lowers ‖i · G‖₂, G = −∂max(margin, 0)/∂Z (Kim et al. 2021, Eqs. 7, 8).
+
+    Minimal attack; with `epsilon`, projected to the L∞ ball. NRF: (nonrobust, raise), NRF2: (nonrobust, lower), RF: (robust,
+    raise), RF2: (robust, lower), the columns of Table 4. The channel index i comes from one distillation of the clean image
+    with its true label. `order: first` is what the authors run: the gradient with respect to Z of their term is the unit
+    vector i·G/‖i·G‖, a push of the features along it; `second` differentiates ‖i·G‖ itself, as Eq. 8 is written.
+    `unit` takes that norm over each image, or over the `batch`, as the authors do: the push then shrinks with the batch.
+    """
+
+    kind: Literal["feature-gradient"] = "feature-gradient"
+    units: Literal["robust", "nonrobust"] = "nonrobust"
+    direction: Literal["raise", "lower"] = "raise"
+    order: Literal["first", "second"] = "first"
+    unit: Literal["image", "batch"] = "image"
+    c: PositiveFloat = 0.1
+    weight: NonNegativeFloat = 1.0  # of ‖i·G‖; the paper has none, that is one
+    steps: PositiveInt = 200
+    learning_rate: PositiveFloat = 0.1
+    checks: PositiveInt = 3
+    epsilon: Pixels | None = None
+    bottleneck: Bottleneck = Bottleneck()
+
+    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the distillation draws from `generator`."""
+        keys = noise.image_keys(len(images), generator)
+        with torch.no_grad():
+            z = model.features(images).float()
+        where = Hardware(images.device, "fp32")
+        robust = distil(model, z, labels, self.bottleneck, hardware=where, generator=keys).robust
+        channels = (robust if self.units == "robust" else ~robust).to(images)[:, :, None, None]
+        weight = -self.weight if self.direction == "raise" else self.weight
+
+        def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            features = model.features(candidates)
+            logits = model.head(features).float()
+            loss = margin(logits, labels[rows]).clamp_min(0)
+            (gradient,) = torch.autograd.grad(
+                -loss.sum(), features, retain_graph=True, create_graph=self.order == "second"
+            )
+            push = channels[rows] * gradient.float()
+            size = torch.linalg.vector_norm(push.flatten(1), dim=1)
+            if self.order == "first":
+                whole = torch.linalg.vector_norm(size) if self.unit == "batch" else size
+                direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
+                size = (features.float() * direction).flatten(1).sum(1)
+            return logits, self.c * loss + weight * size
+
+        how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
+        return search(objective, images, labels, **how)
+
+
+def _unbounded(images: Tensor) -> Tensor:
+    """w with (tanh w + 1)/2 = images, black and white moved inside by 5e-7."""
+    return torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6))

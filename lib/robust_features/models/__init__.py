@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from robust_features.models.network import Network, frozen, initialise
+from robust_features.models.network import Network, folded, frozen, initialise
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
 from robust_features.models.wide_resnet import WideResNet
@@ -22,4 +22,4 @@ def build(settings: NetworkSettings, classes: int, *, seed: int) -> Network:
     return network
 
 
-__all__ = ["VGG16", "Network", "NetworkSettings", "ResNet18", "ResNetV2", "WideResNet", "build", "frozen"]
+__all__ = ["VGG16", "Network", "NetworkSettings", "ResNet18", "ResNetV2", "WideResNet", "build", "folded", "frozen"]

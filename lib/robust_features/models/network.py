@@ -1,9 +1,11 @@
 """A network is a chain of named stages: its features and its head are slices of one list."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Normalize(nn.Module):
@@ -104,3 +106,28 @@ def frozen(network: nn.Module) -> Iterator[None]:
         network.train(training)
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy for eval mode in which every batch norm behind a convolution is part of it, and inner ReLUs work in place.
+
+    The same function, up to rounding, with less memory to move: what an attack calls hundreds of times.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for parent in list(network.modules()):
+        if isinstance(parent, nn.Sequential):
+            _fold(parent)
+    return network
+
+
+def _fold(layers: nn.Sequential) -> None:
+    kept: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and kept and isinstance(kept[-1], nn.Conv2d):
+            kept[-1] = fuse_conv_bn_eval(kept[-1], layer)
+        elif isinstance(layer, nn.ReLU) and kept:  # not a stage's first: its input may be kept as features
+            kept.append(nn.ReLU(inplace=True))
+        else:
+            kept.append(layer)
+    del layers[:]
+    layers.extend(kept)

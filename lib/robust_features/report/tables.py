@@ -15,9 +15,18 @@ LABELS = {
     **{"cifar10": "CIFAR-10", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"},
     **{"vgg16": "VGG-16", "wrn28-10": "WRN-28-10"},
     **{"standard": "Standard", "adversarial": "ADV", "trades": "TRADES", "mart": "MART"},
-    **{"clean": "Clean", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "cw": "CW", "fab": "FAB"},
-    **{"apgd": "APGD-CE", "autoattack": "AutoAttack"},
-    **{"nrf": "NRF", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
+    **{
+        "clean": "Clean",
+        "fgsm": "FGSM",
+        "bim": "BIM",
+        "pgd": "PGD",
+        "nifgsm": "NIFGSM",
+        "apgd": "APGD-CE",
+        "fab": "FAB",
+    },
+    **{"autoattack": "AutoAttack", "cw": "CW", "cw-strong": "CW, 10 c", "cw-linf": "CW in the ball"},
+    **{"nrf": "NRF", "nrf-linf": "NRF in the ball", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
+    **{name: name for name in ("accuracy (%)", "L2", "L∞ · 255")},
     **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
 }  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")

@@ -1,0 +1,152 @@
+"""Time every work on both sides, in one run on one machine, and write benchmarks/results/<machine>.json."""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import peers
+from benchmarks.works import Outcome, Work, prepare, works
+from robust_features.datasets import ImageSet
+from robust_features.files import atomic
+from robust_features.hardware import Hardware, HardwareSettings, choose
+from robust_features.paths import ROOT
+
+RESULTS = Path(__file__).parent / "results"
+TOLERANCE = 0.3  # percentage points between the two sides' accuracies
+
+
+def measure(work: Work, *, gpu: bool, clock: Callable[[], float] = perf_counter) -> dict[str, object]:
+    """One row: after a warm-up on a few images the sides take turns; medians, extremes, their ratio, what they found."""
+    few = work.images.take(slice(work.warm))
+    sides = {"ours": work.ours, "peer": work.theirs}
+    for function in sides.values():
+        function(few)
+    shares = {f"{side}_profile": profiled(f, few) if work.profiled else {} for side, f in sides.items()}
+    seconds, found = {"ours": [], "peer": []}, {}
+    for _ in range(work.rounds):
+        for side, function in sides.items():
+            gc.collect()
+            begun = clock()
+            found[side] = function(work.images)  # ends with numbers on the CPU: nothing is still under way
+            seconds[side].append(clock() - begun)
+    row = {"work": work.name, "peer": work.peer, "images": len(work.images), "rounds": work.rounds}
+    row |= {f"{side}_s": median(times) for side, times in seconds.items()}
+    row |= {f"{side}_min_s": min(times) for side, times in seconds.items()}
+    row |= {f"{side}_max_s": max(times) for side, times in seconds.items()}
+    row |= {"ratio": row["peer_s"] / row["ours_s"], "target": work.target[gpu], "note": work.note}
+    row |= {f"{side}_{name}": value for side, outcome in found.items() for name, value in outcome.items()}
+    return row | {"stated": compared(found["ours"], found["peer"], len(work.images))} | shares
+
+
+def compared(ours: Outcome, theirs: Outcome, images: int) -> str:
+    """What must be said about the two sides' accuracies: nothing where they are within the tolerance."""
+    gaps = {name: ours[name] - theirs[name] for name in ours if name != "loss"}
+    said = [
+        f"{name.replace('_', ' ')} {gap:+.1f} points, or {abs(gap) * images / 100:.0f} of {images} images"
+        for name, gap in gaps.items()
+        if abs(gap) > TOLERANCE
+    ]
+    return "; ".join(said)
+
+
+def profiled(function: Callable[[ImageSet], Outcome], few: ImageSet) -> dict[str, float]:
+    """Percent of the time of a call on a few images: convolutions, batch norm, and the five longest operations else."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as record:
+        function(few)
+    kinds = {
+        "convolution forward": r"aten::(mkldnn_|cudnn_|thnn_|_slow_|slow_)?conv",
+        "batch norm": r"aten::.*batch_norm",
+    }
+    kinds["convolution backward"] = r"aten::convolution_backward"
+    spent: dict[str, float] = {}
+    for event in record.key_averages():
+        kind = next((kind for kind in reversed(kinds) if re.match(kinds[kind], event.key)), event.key)
+        here = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        spent[kind] = spent.get(kind, 0.0) + here
+    everything, longest = sum(spent.values()), sorted(spent.keys() - kinds.keys(), key=lambda kind: -spent[kind])
+    return {kind: round(100 * spent.get(kind, 0.0) / everything, 1) for kind in (*kinds, *longest[:5]) if everything}
+
+
+def machine(hardware: Hardware) -> dict[str, object]:
+    """What the times depend on besides the code."""
+    if hardware.device.type == "cuda":
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+        return {"name": name, "device": "cuda", "precision": hardware.precision, "memory_gb": round(memory / 2**30)}
+    listed = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return {"name": name, "device": "cpu", "precision": hardware.precision, "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the packages, and the checkouts (commit)."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchattacks", "foolbox"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    checkouts = {name: peers.FOLDER / name for name in peers.REPOSITORIES}
+    return found | {name: _commit(folder) for name, folder in checkouts.items() if folder.is_dir()}
+
+
+def _commit(folder: Path) -> str:
+    git = ["git", "-C", str(folder)]
+    said = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
+    return said.stdout.strip()
+
+
+def write(found: dict[str, object]) -> None:
+    """benchmarks/results/<machine, device, threads>.json; after every work, so that an interrupted run leaves what it has."""
+    name = " ".join(str(found["hardware"].get(key, "")) for key in ("name", "device", "threads")).lower()
+    with atomic(RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json") as partial:
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.run")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides (2)")
+    parser.add_argument("--width", type=float, help="of the VGG-16: 1/8 on a CPU, 1 on a GPU, unless told")
+    parser.add_argument("--only", default="", help="works whose name has this in it; nothing is written then")
+    options = parser.parse_args()
+    hardware = choose(HardwareSettings(device=options.device, threads=options.threads))
+    gpu = hardware.device.type == "cuda"
+    width = options.width or (1.0 if gpu else 0.125)
+    facts = {"hardware": machine(hardware), "versions": versions(), "commit": _commit(ROOT), "width": width}
+    facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "load_before": round(os.getloadavg()[0], 1)}
+    begun, bench, rows = perf_counter(), prepare(hardware, width), []
+    for work in works(bench):
+        if options.only.lower() not in work.name.lower():
+            continue
+        try:
+            row = measure(work, gpu=gpu)
+        except peers.Absent as absent:
+            print(f"not measured: {work.name} against {work.peer}: {absent}")
+            continue
+        rows.append(row)
+        if not options.only:
+            facts["minutes"] = round((perf_counter() - begun) / 60, 1)
+            write(facts | {"results": rows})
+        print(
+            f"{work.name} against {work.peer}: {row['ours_s']:.2f} s, theirs {row['peer_s']:.2f} s: {row['ratio']:.1f} times"
+            f" as fast (to reach: {row['target']})  {row['stated']}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""AutoAttack (Croce and Hein 2020a): four attacks, each on the images that the ones before it could not fool."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Generator, Tensor, nn
+
+from robust_features import noise
+from robust_features.attacks.apgd import APGD
+from robust_features.attacks.fab import FAB
+from robust_features.attacks.square import Square
+from robust_features.settings import Pixels, settings
+
+
+@settings
+class AutoAttack:
+    """APGD-CE, targeted APGD-DLR, targeted FAB and Square in L∞ (Croce and Hein 2020a, Sec. 5, `standard`). Budget attack.
+
+    The defaults are the standard version. What is misclassified as it is, or never, is returned as it came.
+    """
+
+    kind: Literal["autoattack"] = "autoattack"
+    epsilon: Pixels
+    steps: PositiveInt = 100
+    targets: PositiveInt = 9
+    queries: PositiveInt = 5000
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The attacks, in order."""
+        bounded = dict(epsilon=self.epsilon, steps=self.steps)
+        return (
+            APGD(**bounded),
+            APGD(**bounded, loss="dlr", targets=self.targets),
+            FAB(**bounded, targets=self.targets),
+            Square(epsilon=self.epsilon, queries=self.queries),
+        )
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞. Raises ValueError: fewer than 4 classes."""
+        keys = noise.image_keys(len(images), generator)
+        found, rows = images.clone(), torch.arange(len(images), device=images.device)
+        for number, attack in enumerate(self.parts):
+            own = noise.derived(keys[rows.to(keys.device)], 1000 * number)
+            found[rows] = attack(model, images[rows], labels[rows], generator=own)
+            with torch.no_grad():
+                rows = rows[model(found[rows]).argmax(1) == labels[rows]]
+            if not len(rows):
+                break
+        return found

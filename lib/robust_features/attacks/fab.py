@@ -1,0 +1,122 @@
+"""Fast adaptive boundary attack (Croce and Hein 2020b): step to the linearised decision boundary, drawn back to the image."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Generator, Tensor, nn
+
+from robust_features.attacks.ball import Norm, l2, linf
+from robust_features.attacks.targets import each_target
+from robust_features.settings import Pixels, settings
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@settings
+class FAB:
+    """FAB (Croce and Hein 2020b, Alg. 1), stopped for an image at its first misclassified iterate within epsilon. Budget attack.
+
+    Untargeted, every step goes to the nearest of the linearised boundaries, at the price of a gradient for every class;
+    with `targets`, so many runs with two logits each, towards the next likeliest wrong class. What is misclassified as it
+    is, or never within epsilon, is returned as it came.
+    """
+
+    kind: Literal["fab"] = "fab"
+    epsilon: Pixels
+    steps: PositiveInt = 100
+    targets: NonNegativeInt = 0
+    norm: Norm = "linf"
+    overshoot: Annotated[float, Field(ge=1)] = 1.05  # their η
+    pull: Share = 0.9  # their β: back towards the image once it is fooled
+    alpha_max: Share = 0.1
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`; nothing is drawn at random."""
+        with torch.no_grad():
+            ranked = model(images).argsort(1, descending=True)
+
+        def attempt(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            rivals = ranked[rows, numbers + 1][:, None] if self.targets else ranked[rows, 1:]
+            return self._run(model, images[rows], labels[rows], rivals)
+
+        return each_target(attempt, images, ranked[:, 0] == labels, max(1, min(self.targets, ranked.shape[1] - 1)))
+
+    def _run(self, model: nn.Module, centre: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+        """The first misclassified iterate within epsilon of each image, or its centre, and which are misclassified."""
+        size = linf if self.norm == "linf" else l2
+        found, fooled_at_all = centre.clone(), torch.zeros_like(labels, dtype=torch.bool)
+        rows, images = torch.arange(len(centre), device=centre.device), centre
+        for number in range(self.steps + 1):
+            images = images.detach().requires_grad_(number < self.steps)
+            logits = model(images).float()
+            fooled = logits.argmax(1) != labels
+            near = fooled & (size(images.detach() - centre) <= self.epsilon)
+            found[rows[near]], fooled_at_all[rows[near]] = images.detach()[near], True
+            if number == self.steps or near.all():
+                break
+            gap, gradient = self._nearest_boundary(logits, images, labels, rivals)
+            images = images.detach()
+            if near.any():
+                rows, centre, labels, rivals, fooled = (t[~near] for t in (rows, centre, labels, rivals, fooled))
+                images, gap, gradient = images[~near], gap[~near], gradient[~near]
+            images = self._step(images, centre, fooled, gap, gradient)
+        return found, fooled_at_all
+
+    def _nearest_boundary(
+        self, logits: Tensor, images: Tensor, labels: Tensor, rivals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """z_rival − z_y and its gradient for the rival whose linearised boundary is nearest, (n,) and (n, C, H, W)."""
+        own = logits.gather(1, labels[:, None])
+        gaps = logits.gather(1, rivals) - own
+        if rivals.shape[1] == 1:
+            (gradient,) = torch.autograd.grad(gaps.sum(), images)
+            return gaps.detach().squeeze(1), gradient
+        gradients = [torch.autograd.grad(gap.sum(), images, retain_graph=True)[0] for gap in gaps.unbind(1)]
+        dual = [gradient.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1) for gradient in gradients]
+        nearest = (gaps.detach().abs() / torch.stack(dual, 1).clamp_min(1e-12)).argmin(1)
+        image = torch.arange(len(images), device=images.device)
+        return gaps.detach()[image, nearest], torch.stack(gradients, 1)[image, nearest]
+
+    def _step(self, images: Tensor, centre: Tensor, fooled: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
+        """Onto the linearised boundary from the iterate and from the image, and between the two (their Eqs. 8 to 10).
+
+        A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves their second pass.
+        """
+        pulled = torch.where(_per_image(fooled), centre + self.pull * (images - centre), images)
+        one = to_hyperplane(pulled, gradient, _dot(gradient, images - pulled) - gap, self.norm)
+        two = to_hyperplane(centre, gradient, _dot(gradient, images - centre) - gap, self.norm)
+        size = linf if self.norm == "linf" else l2
+        alpha = _per_image((size(one) / (size(one) + size(two)).clamp_min(1e-12)).clamp_max(self.alpha_max))
+        return ((1 - alpha) * (pulled + self.overshoot * one) + alpha * (centre + self.overshoot * two)).clamp(0, 1)
+
+
+def to_hyperplane(images: Tensor, gradient: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    """The δ of least norm with ⟨gradient, δ⟩ = residual and images + δ in [0, 1], or the corner that comes nearest to it.
+
+    Every pixel moves the way that helps, by min(λ, room) in L∞ and by min(λ·|gradient|, room) in L2; ⟨gradient, δ⟩ is then
+    piecewise linear in λ, and is solved for it by sorting the values at which pixels run out of room.
+    """
+    x, g = images.flatten(1), gradient.flatten(1)
+    way = g.sign() * residual.sign()[:, None]
+    weight = g.abs()
+    room = torch.where(way > 0, 1 - x, x)
+    speed = torch.ones_like(x) if norm == "linf" else weight
+    full = room / speed.clamp_min(1e-30)
+    at, order = full.sort(1)
+    used, slope = (weight * room).gather(1, order).cumsum(1), (weight * speed).gather(1, order)
+    left = slope.flip(1).cumsum(1).flip(1)  # slope of the pixels that have room at each value, itself included
+    reached = used + at * (left - slope)
+    place = torch.searchsorted(reached, residual.abs()[:, None]).clamp_max(x.shape[1] - 1)
+    before = (used - (weight * room).gather(1, order)).gather(1, place)
+    scale = (residual.abs()[:, None] - before) / left.gather(1, place).clamp_min(1e-30)
+    scale = torch.minimum(scale.clamp_min(0), at[:, -1:])
+    return (way * torch.minimum(scale * speed, room)).view_as(images)
+
+
+def _dot(gradient: Tensor, delta: Tensor) -> Tensor:
+    return (gradient * delta).flatten(1).sum(1)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
