@@ -101,10 +101,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     checkouts = {name: peers.FOLDER / name for name in peers.REPOSITORIES}
-    return found | {name: _commit(folder) for name, folder in checkouts.items() if folder.is_dir()}
+    return found | {name: commit(folder) for name, folder in checkouts.items() if folder.is_dir()}
 
 
-def _commit(folder: Path) -> str:
+def commit(folder: Path) -> str:
+    """The commit of a checkout, marked where its files differ from it."""
     git = ["git", "-C", str(folder)]
     said = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
     return said.stdout.strip()
@@ -127,7 +128,7 @@ def main() -> None:
     hardware = choose(HardwareSettings(device=options.device, threads=options.threads))
     gpu = hardware.device.type == "cuda"
     width = options.width or (1.0 if gpu else 0.125)
-    facts = {"hardware": machine(hardware), "versions": versions(), "commit": _commit(ROOT), "width": width}
+    facts = {"hardware": machine(hardware), "versions": versions(), "commit": commit(ROOT), "width": width}
     facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "load_before": round(os.getloadavg()[0], 1)}
     begun, bench, rows = perf_counter(), prepare(hardware, width), []
     for work in works(bench):
