@@ -47,6 +47,20 @@ def test_results_do_not_depend_on_the_batch_size(network, images, attack):
     assert (whole.predictions == parts.predictions).all()
 
 
+def test_threads_share_the_batches_and_change_nothing(network, images):
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=0, batch_size=5, keep=12))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0].images, found[1].images, rtol=0, atol=1e-5)
+    assert len(found[0].images) == 12 and torch.equal(found[0].predictions, found[1].predictions)
+
+
 def test_the_seed_decides_the_random_start(network, images):
     one, again, other = (
         attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=seed, keep=23).images for seed in (0, 0, 1)

@@ -4,15 +4,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from robust_features import datasets, store
+from robust_features import datasets, noise, store
 from robust_features.attacks import Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
@@ -22,6 +23,7 @@ from robust_features.paths import DATA
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
+T = TypeVar("T")
 BATCH = 250
 GALLERY = 16  # images kept of an attack whose images no section reads
 
@@ -48,21 +50,25 @@ def attack_all(
 ) -> Attacked:
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
-    Memory is bounded by the batch, and by the first `keep` adversarial images, which are kept.
+    Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
     """
-    generator, parts, kept = Generator().manual_seed(seed), [], []
     network = hardware.place(folded(network))
-    with hardware.autocast():
-        for batch, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-            clean, labels = as_float(batch.to(hardware.device)), labels.to(hardware.device)
-            adversarial = attack(network, clean, labels, generator=generator)
+    keys = noise.image_keys(len(images), Generator().manual_seed(seed))
+    starts = torch.arange(0, len(images), batch_size)
+
+    def one_batch(start: int) -> list[Tensor]:
+        part = slice(start, start + batch_size)
+        clean, labels = as_float(images.images[part].to(hardware.device)), images.labels[part].to(hardware.device)
+        with hardware.autocast():
+            adversarial = attack(network, clean, labels, generator=keys[part])
             with torch.no_grad():
                 predictions = network(adversarial).argmax(1)
-            delta = adversarial - clean
-            parts.append([t.cpu() for t in (predictions, l2(delta), linf(delta))])
-            if room := keep - sum(map(len, kept)):
-                kept.append(adversarial[:room].contiguous().cpu())
-    return Attacked(*(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(kept) if kept else None)
+        delta, room = adversarial - clean, max(0, keep - start)
+        return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
+
+    columns = zip(*_side_by_side(one_batch, starts.tolist(), hardware), strict=True)
+    predictions, two, infinite, kept = (torch.cat(column) for column in columns)
+    return Attacked(predictions, two, infinite, kept if keep else None)
 
 
 def attack_each(
@@ -192,3 +198,15 @@ def _outputs(
 ) -> Tensor:
     with frozen(network), torch.no_grad(), hardware.autocast():
         return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
+
+
+def _side_by_side(function: Callable[[int], T], starts: list[int], hardware: Hardware) -> list[T]:
+    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another."""
+    threads = torch.get_num_threads()
+    if hardware.device.type != "cpu" or min(threads, len(starts)) < 2:
+        return [function(start) for start in starts]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(pool.map(function, starts))
+        finally:
+            torch.set_num_threads(threads)
