@@ -23,7 +23,7 @@ from robust_features.models import Network
 from robust_features.paths import ROOT
 
 FOLDER = Path(os.environ.get("BENCHMARK_PEERS", ROOT.parent))
-REPOSITORIES = {"auto-attack": "fra31", "Adversarial-Information-Bottleneck": "ByungKwanLee"}
+REPOSITORIES = {"auto-attack": "fra31", "Adversarial-Information-Bottleneck": "ByungKwanLee", "IB-RAR": "xiaoyunxxy"}
 
 
 class Absent(Exception):
@@ -155,3 +155,9 @@ def kim_training_epoch(
 
 def _widths(network: Network) -> list[int]:
     return [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def xu_hsic(features: Tensor, labels: Tensor, images: Tensor, labels_kernel: str) -> tuple[Tensor, Tensor]:
+    """Xu et al.'s dependence of flattened features on flattened images and on one-hot labels, σ = 5."""
+    theirs = checkout("IB-RAR", "hsic").hsic_normalized_cca
+    return theirs(features, images, sigma=5), theirs(features, labels, sigma=5, k_type_y=labels_kernel)

@@ -15,6 +15,7 @@ quick: &quick
   seed: 7
   datasets: {digits: {kind: digits}}
   models: {digits-vgg16-standard: {dataset: digits}}
+  families: {layers: {}}
 run: *quick
 """
 ARTEFACTS = {"kim-table-2": "Agreement", "kim-figure-5": "Along β"}

@@ -14,6 +14,7 @@ from robust_features.attacks import (
     FAB,
     NIFGSM,
     PGD,
+    Adaptive,
     AutoAttack,
     Ball,
     CarliniWagner,
@@ -28,6 +29,7 @@ from robust_features.attacks.fab import to_hyperplane
 from robust_features.attacks.targets import each_target
 from robust_features.bottleneck import Bottleneck
 from robust_features.models import VGG16, build, folded, frozen
+from robust_features.regularisers import IBRAR
 
 
 class Linear(nn.Module):
@@ -91,6 +93,42 @@ def test_a_targeted_attack_reaches_its_target():
     targets = 1 - model(x).argmax(1)
     attack = PGD(epsilon=0.2, step_size=0.05, targeted=True)
     assert (model(attack(model, x, targets, generator=draws())).argmax(1) == targets).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "scaled-ce", "margin"])
+def test_only_the_cross_entropy_is_blinded_by_confident_logits(loss):
+    model, x = Linear(scale=1e4), images()
+    y = model(x).argmax(1)
+    attack = PGD(epsilon=0.2, step_size=0.05, random_start=False, loss=loss)
+    fooled = model(attack(model, x, y, generator=draws())).argmax(1) != y
+    assert fooled.float().mean() < 0.5 if loss == "ce" else fooled.all()
+
+
+def test_restarts_take_up_only_what_is_not_fooled_yet():
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    distance = margin(model(x), y).abs() / (2 * model.weight.abs().sum())
+    attack = PGD(epsilon=float(distance.quantile(0.6)), step_size=0.002, steps=1)  # one step from a random start: luck
+    counts = []
+    for restarts in (1, 3, 30):
+        found = replace(attack, restarts=restarts)(model, x, y, generator=draws())
+        counts.append(model(found).argmax(1) != y)
+    assert (counts[0] <= counts[1]).all() and (counts[1] <= counts[2]).all() and counts[2].sum() > counts[0].sum()
+
+
+def test_the_adaptive_attack_without_weights_is_pgd_and_with_them_it_follows_their_sign(network, photographs):
+    x, y = photographs
+    pgd = PGD(epsilon=0.05, step_size=0.01, steps=5)
+    with frozen(network):
+        still = Adaptive(pgd=pgd, regulariser=IBRAR(alpha=0, beta=0))(network, x, y, generator=draws())
+        assert torch.equal(still, pgd(network, x, y, generator=draws()))
+        values = []
+        for sign in (1, -1):
+            attack = Adaptive(pgd=pgd, regulariser=IBRAR(alpha=100.0, beta=100.0), sign=sign)
+            found = attack(network, x, y, generator=draws())
+            assert linf(found - x).max() <= 0.05 + 1e-6 and found.min() >= 0 and found.max() <= 1
+            values.append(attack.regulariser(network, (network.activations(found),), x, y))
+    assert values[0] > values[1]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +206,7 @@ def test_an_infinite_ball_leaves_only_the_pixel_range():
 
 BOUNDED = [
     PGD(epsilon=0.05, step_size=0.02, keep="first"),
+    PGD(epsilon=0.05, step_size=0.02, keep="first", loss="margin", restarts=3),
     NIFGSM(epsilon=0.05, step_size=0.02),
     APGD(epsilon=0.05, steps=10),
     APGD(epsilon=0.05, steps=10, loss="dlr"),

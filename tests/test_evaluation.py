@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Generator
 
-from robust_features import distillations, hardware
+from robust_features import distillations, hardware, store
 from robust_features.attacks import PGD, CarliniWagner
 from robust_features.bottleneck import Bottleneck
 from robust_features.datasets import ImageSet
@@ -81,9 +81,9 @@ def test_norms_are_those_of_the_kept_images(network, images):
 
 
 def test_what_is_saved_comes_back(network, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("robust_features.evaluation.DATA", tmp_path)
+    monkeypatch.setattr("robust_features.store.DATA", tmp_path)
     attacked = {name: attack_all(attack, network, images, hardware=CPU, seed=0) for name, attack in ATTACKS.items()}
-    save("m", attacked, ATTACKS)
+    save(store.folder("evaluations", "m"), attacked, ATTACKS)
     found = load("m")
     assert found.keys() == attacked.keys() and found["pgd"].images is None
     assert all(torch.equal(found[name].l2, attacked[name].l2) for name in found)
@@ -96,13 +96,13 @@ def test_deciding_on_features_is_predicting_from_images(network, images):
 
 
 def test_distilled_examples_hold_every_row_of_tables_1_and_2(network, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("robust_features.distillations.DATA", tmp_path)
+    monkeypatch.setattr("robust_features.store.DATA", tmp_path)
     x = images.images / 255
     settings = Bottleneck(steps=2)
     tensors = distillations.distil_examples(
         network, {"clean": x, "pgd": x}, images.labels, settings, hardware=CPU, seed=0
     )
-    distillations.save("m", tensors, settings)
+    distillations.save(store.folder("distillations", "m"), tensors, settings)
     table_1 = distillations.accuracies({"m": {"network": "v"}}).set_index(["example", "given", "features"])
     clean = accuracy_of(predict(network, x, hardware=CPU).argmax(1), images.labels)
     assert len(table_1) == 2 * (1 + 4 * 2) and table_1.loc[("clean", "true", "Int"), "value"] == clean.value

@@ -20,7 +20,7 @@ def batch():
 
 def loss(objective, batch):
     network, images, labels = batch
-    return objective(network, images, labels, generator=Generator().manual_seed(0))
+    return objective(network, images, labels, generator=Generator().manual_seed(0)).loss
 
 
 @pytest.mark.parametrize("objective", [Trades(attack=ATTACK, weight=0.0), Adversarial(attack=STILL)], ids=repr)

@@ -44,7 +44,7 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
     [
         ("epsilon: 0.2, step_size: 0.15", "epsilon: -0.2, step_size: 0.15", r"models\..*\.objective\.attack\.epsilon: .*greater than or equal to 0"),
         ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"run\.bottleneck: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
-        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
+        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of adaptive, apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
         ("epochs: 8", "epochs: twelve", r"run\.models\.digits-vgg16-standard\.epochs: .*integer.*found 'twelve'"),
         ("  dataset: digits\n", "  dataset: digit\n", r"run\.models\.digits-vgg16-standard\.dataset: no dataset 'digit'; did you mean 'digits'\?"),
         ("digits: {kind: digits,", "digits: {kind: cifar11,", r"run\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
@@ -52,6 +52,13 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
         ("depth: 10, width: 1", "depth: 11, width: 1", r"run\.models\.digits-16-wrn28-10-standard\.network\.depth: .*6n \+ 4"),
         ("digits-vgg16-mart:", "mart:", r"run\.models\.mart: a model's id reads <dataset>-<network>-<defence>"),
         ("distilled: [fgsm, pgd, cw]", "distilled: [fgsm, pdg]", r"run\.attacks\.digits: no attack 'pdg', which run\.kim\.distilled names; did you mean"),
+        ("layers: [block5, fc1, fc2]}", "layers: [block6, fc1]}", r"run\.families\.xu-plain\.members\.rob\.regulariser\.layers: no stage 'block6'; did you mean 'block\d'\?"),
+        ("alpha: 0.008, beta: 0.08, layers: all", "alpha: -0.008, beta: 0.08, layers: all", r"run\.families\.xu-plain\.members\.all\.regulariser\.alpha: .*greater than or equal to 0"),
+        ("kind: persistent, fraction: 0.05", "kind: persistent, fraction: 1.0", r"run\.families\.xu-masks\.members\.ce-persistent\.mask\.fraction: .*less than 1"),
+        ("  epochs: 6\n  batch_size: 32", "  epochs: 6\n  batch_size: 1", r"run\.families\.xu-plain\.members\.ce\.batch_size: .*greater than or equal to 2"),
+        ("encoding: 64", "encoding: 0", r"run\.families\.xu-plain\.members\.vib\.regulariser\.vib needs the stage 'encoding'"),
+        ("      keep: [pgd]", "      keep: [pdg]", r"run\.families\.xu-plain\.keep: no attack 'pdg'; did you mean 'pgd"),
+        ("pixels as they are; momentum, no decay\n  dataset: digits-600", "pixels as they are; momentum, no decay\n  dataset: digits-60", r"run\.families\.xu-plain\.members\.ce\.dataset: no dataset 'digits-60'; did you mean 'digits-600"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
     ],
@@ -85,7 +92,27 @@ def test_the_check_that_guards_every_stage_takes_less_than_five_seconds():
 
 def test_captions_say_which_networks_are_narrower_than_published(tmp_path):
     assert params.load().stand_ins() == " (narrow: vgg16 has width 0.125; wrn28-10 has depth 10, width 1)"
-    assert load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper").stand_ins() == ""
+    assert params.load().stand_ins("xu-plain") == " (narrow: vgg16 has width 0.125)"
+    paper = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
+    assert paper.stand_ins() == paper.stand_ins("xu") == ""
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+def test_every_scale_has_the_networks_of_xu_et_al_as_they_were_trained(tmp_path, scale):
+    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
+    tables = {name.removeprefix("xu-adversarial-") for name in run.families if name.startswith("xu-adversarial-")}
+    assert {"cifar10-vgg16", "cifar10-resnet18"} <= tables
+    assert scale == "gpu" or {"tiny-imagenet-vgg16", "cifar100-wrn28-10", "svhn-vgg16", "svhn-resnet18"} <= tables
+    for name in tables:
+        family = run.families[f"xu-adversarial-{name}"]
+        assert family.members.keys() == {m + more for m in ("pgd", "trades", "mart") for more in ("", "-ibrar")}
+        for member, model in family.members.items():
+            assert name.startswith(model.dataset) and (model.epochs, model.batch_size, model.seed) == (60, 100, 0)
+            assert (model.regulariser is not None) == (model.mask is not None) == member.endswith("-ibrar")
+            assert model.objective.kind.removesuffix("-kim") == member.removesuffix("-ibrar").replace(
+                "pgd", "adversarial"
+            )
+    assert all(len(family.seeds) == (3 if scale == "paper" else 1) for family in run.families.values())
 
 
 def test_standard_trained_networks_are_attacked_by_what_is_distilled_others_by_all():

@@ -21,7 +21,13 @@ def test_equal_content_gives_equal_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place, remedy", [("models/m", "train@m"), ("datasets/d/test", "dataset@d"), ("x", "delete it")]
+    "place, remedy",
+    [
+        ("models/m", "train@m"),
+        ("datasets/d/test", "dataset@d"),
+        ("families/f/evaluations/m", "family@f"),
+        ("x", "delete it"),
+    ],
 )
 def test_a_damaged_record_is_refused_with_the_stage_to_run(tmp_path, place, remedy):
     store.save(tmp_path / place, {"a": torch.ones(3)}, {})

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robust_features import hardware
+from robust_features import hardware, store
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
 from robust_features.datasets import Digits, read
@@ -119,9 +119,9 @@ def test_interrupted_state_belongs_to_settings_and_images(splits):
 
 
 def test_a_saved_model_comes_back_as_it_was(splits, tmp_path, monkeypatch):
-    monkeypatch.setattr("robust_features.training.DATA", tmp_path)
+    monkeypatch.setattr("robust_features.store.DATA", tmp_path)
     trained = quiet(splits, replace(SETTINGS, epochs=1))
-    save("digits-vgg16-test", trained, SETTINGS, classes=splits["train"].classes)
+    save(store.folder("models", "digits-vgg16-test"), trained, SETTINGS, classes=splits["train"].classes)
     network, history = load("digits-vgg16-test", hardware=CPU)
     images = splits["test"].images.float() / 255
     assert torch.equal(network(images), trained.network(images)) and not network.training

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,6 @@ from robust_features.bottleneck import Bottleneck, distil
 from robust_features.evaluation import decide, features
 from robust_features.hardware import Hardware
 from robust_features.models import Network
-from robust_features.paths import DATA
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
@@ -66,14 +66,14 @@ def distil_examples(
     return dict(sorted(result.items()))
 
 
-def save(model_id: str, tensors: dict[str, Tensor], settings: Bottleneck) -> None:
-    """Write data/distillations/<id>/."""
-    store.save(DATA / "distillations" / model_id, tensors, {"bottleneck": describe(settings)})
+def save(folder: Path, tensors: dict[str, Tensor], settings: Bottleneck) -> None:
+    """Write the tensors to a folder, such as data/distillations/<id>/."""
+    store.save(folder, tensors, {"bottleneck": describe(settings)})
 
 
 def load(model_id: str) -> dict[str, Tensor]:
-    """The tensors of data/distillations/<id>/."""
-    return store.load(DATA / "distillations" / model_id).tensors
+    """The tensors of a model."""
+    return store.load(store.folder("distillations", model_id)).tensors
 
 
 def accuracies(models: dict[str, dict[str, str]]) -> pd.DataFrame:

@@ -111,22 +111,20 @@ def resume_folder(attacks: dict[str, Attack], network: Network, images: ImageSet
     return DATA / "interrupted" / f"attacks-{key.hexdigest()[:16]}"
 
 
-def save(model_id: str, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
-    """Write data/evaluations/<id>/: the tensors of every attack, by name, and its settings on the card."""
+def save(folder: Path, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
+    """Write the tensors of every attack, by name, and its settings to a folder, such as data/evaluations/<id>/."""
     tensors = {
         f"{name}/{field}": tensor
         for name, result in attacked.items()
         for field, tensor in vars(result).items()
         if tensor is not None
     }
-    store.save(
-        DATA / "evaluations" / model_id, tensors, {"attacks": {name: describe(a) for name, a in attacks.items()}}
-    )
+    store.save(folder, tensors, {"attacks": {name: describe(a) for name, a in attacks.items()}})
 
 
 def load(model_id: str) -> dict[str, Attacked]:
-    """The attacks of data/evaluations/<id>/ by name."""
-    tensors = store.load(DATA / "evaluations" / model_id).tensors
+    """The attacks on a model, or on a family's member, by name."""
+    tensors = store.load(store.folder("evaluations", model_id)).tensors
     names = sorted({key.split("/")[0] for key in tensors})
     return {
         name: Attacked(**{key.split("/")[1]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")})

@@ -1,16 +1,25 @@
-"""What training minimises: values called as (network, images, labels, *, generator) → scalar loss."""
+"""What training minimises: values called as (network, images, labels, *, generator) → the loss, and the passes it came from."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features import noise
 from robust_features.attacks import PGD, ascend
-from robust_features.models import folded
+from robust_features.models import Network, folded
 from robust_features.settings import settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A scalar loss, and every stage's output in each pass of the batch through the network: regularisers need no other."""
+
+    loss: Tensor
+    passes: tuple[dict[str, Tensor], ...]
 
 
 @settings
@@ -19,8 +28,8 @@ class Standard:
 
     kind: Literal["standard"] = "standard"
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
-        return F.cross_entropy(network(images), labels)
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+        return _cross_entropy(network.activations(images), labels)
 
 
 @settings
@@ -30,8 +39,8 @@ class Adversarial:
     kind: Literal["adversarial"] = "adversarial"
     attack: PGD
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
-        return F.cross_entropy(network(_craft(self.attack, network, images, labels, generator)), labels)
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+        return _cross_entropy(network.activations(_craft(self.attack, network, images, labels, generator)), labels)
 
 
 @settings
@@ -42,7 +51,7 @@ class Trades:
     attack: PGD
     weight: NonNegativeFloat = 6.0
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         fixed = folded(network)
         with torch.no_grad():
             clean = fixed(images)
@@ -56,8 +65,9 @@ class Trades:
             steps=self.attack.steps,
             start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
         )
-        clean = network(images)
-        return F.cross_entropy(clean, labels) + self.weight * divergence(clean, network(adversarial)).mean()
+        clean, attacked = network.activations(images), network.activations(adversarial)
+        apart = divergence(clean["logits"], attacked["logits"]).mean()
+        return Outcome(F.cross_entropy(clean["logits"], labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -68,9 +78,11 @@ class TradesKim:
     attack: PGD
     weight: NonNegativeFloat = 0.5
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
-        attacked = network(_craft(self.attack, network, images, labels, generator))
-        return F.cross_entropy(attacked, labels) + self.weight * divergence(network(images), attacked).mean()
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+        attacked = network.activations(_craft(self.attack, network, images, labels, generator))
+        clean = network.activations(images)
+        apart = divergence(clean["logits"], attacked["logits"]).mean()
+        return Outcome(F.cross_entropy(attacked["logits"], labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -84,13 +96,14 @@ class Mart:
     attack: PGD
     weight: NonNegativeFloat = 5.0
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
-        attacked = network(_craft(self.attack, network, images, labels, generator)).float()
-        clean = network(images).float()
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+        adversarial = _craft(self.attack, network, images, labels, generator)
+        passes = network.activations(images), network.activations(adversarial)
+        clean, attacked = (outputs["logits"].float() for outputs in passes)
         own, others = labels[:, None], attacked.softmax(1).scatter(1, labels[:, None], 0).amax(1)
         boosted = F.cross_entropy(attacked, labels) - (1.0001 - others).log().mean()
         unsure = 1 - clean.softmax(1).gather(1, own).squeeze(1)
-        return boosted + self.weight * (divergence(clean, attacked) * unsure).mean()
+        return Outcome(boosted + self.weight * (divergence(clean, attacked) * unsure).mean(), passes)
 
 
 Objective = Annotated[Standard | Adversarial | Trades | TradesKim | Mart, Field(discriminator="kind")]
@@ -102,5 +115,9 @@ def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
     return F.kl_div(attacked, clean, reduction="none", log_target=True).sum(1)
 
 
-def _craft(attack: PGD, network: nn.Module, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+def _cross_entropy(outputs: dict[str, Tensor], labels: Tensor) -> Outcome:
+    return Outcome(F.cross_entropy(outputs["logits"], labels), (outputs,))
+
+
+def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
     return attack(folded(network), images, labels, generator=generator)

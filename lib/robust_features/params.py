@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -13,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from robust_features.attacks import Attack
 from robust_features.bottleneck import Bottleneck
 from robust_features.datasets import DatasetSettings
+from robust_features.families import Family
 from robust_features.hardware import HardwareSettings
 from robust_features.inversion import Inversion
 from robust_features.objectives import Standard
@@ -41,6 +43,14 @@ class Kim:
 
 
 @settings
+class Xu:
+    """The choices of the notebooks on Xu et al. 2022; members are of the family xu-plain."""
+
+    tsne: TSNE
+    channels: PositiveInt  # training images that the channels are scored on
+
+
+@settings
 class Run:
     """One scale: what is read, trained, attacked and shown."""
 
@@ -53,6 +63,8 @@ class Run:
     attacks: dict[str, dict[str, Attack]]  # by dataset
     bottleneck: Bottleneck
     kim: Kim
+    families: dict[str, Family]
+    xu: Xu
 
     def dimensions(self, *defences: str) -> dict[str, dict[str, str]]:
         """The models of these defences (of all, if none is named): id → its dataset, network and defence, as tables name them."""
@@ -69,16 +81,23 @@ class Run:
         plain = isinstance(self.models[model].objective, Standard)
         return {name: attack for name, attack in attacks.items() if not plain or name in self.kim.distilled}
 
-    def stand_ins(self) -> str:
-        """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not."""
-        changed = {}
-        for name, parts in self.dimensions().items():
-            network = self.models[name].network
+    def stand_ins(self, families: str = "") -> str:
+        """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not.
+
+        Of `models`, or of the families whose names begin with `families`.
+        """
+        if families:
+            chosen = [family for name, family in self.families.items() if name.startswith(families)]
+            networks = {model.network.kind: model.network for family in chosen for model in family.members.values()}
+        else:
+            networks = {parts["network"]: self.models[name].network for name, parts in self.dimensions().items()}
+        changed = []
+        for name, network in networks.items():
             full = type(network)()
-            sizes = [f"{key} {getattr(network, key):g}" for key in ("depth", "width") if hasattr(network, key)]
-            if network != full:
-                changed[parts["network"]] = f"{parts['network']} has {', '.join(sizes)}"
-        return f" (narrow: {'; '.join(changed.values())})" if changed else ""
+            differ = [key for key in ("depth", "width") if getattr(network, key, None) != getattr(full, key, None)]
+            if differ:
+                changed.append(f"{name} has {', '.join(f'{key} {getattr(network, key):g}' for key in differ)}")
+        return f" (narrow: {'; '.join(changed)})" if changed else ""
 
 
 def load(path: Path = PARAMS) -> Run:
@@ -128,14 +147,33 @@ def _dangling(run: Run) -> Iterator[str]:
             yield f"{place}.dataset: no dataset '{model.dataset}'{near}; there are {', '.join(run.datasets)}"
         elif model.dataset not in run.attacks:
             yield f"run.attacks: no attacks for dataset '{model.dataset}', which {name} is trained on"
+        yield from _unfit(model, place)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
+    for family, entry in run.families.items():
+        for name, model in entry.members.items():
+            place = f"run.families.{family}.members.{name}"
+            if model.dataset not in run.datasets:
+                yield f"{place}.dataset: no dataset '{model.dataset}'{nearest(model.dataset, run.datasets)}"
+            yield from _unfit(model, place)
+        for name in {*entry.keep} - {*entry.attacks}:
+            yield f"run.families.{family}.keep: no attack '{name}'{nearest(name, entry.attacks)}"
     for dataset, attacks in run.attacks.items():
         for name in {*run.kim.distilled} - {*attacks}:
             yield f"run.attacks.{dataset}: no attack '{name}', which run.kim.distilled names{nearest(name, attacks)}"
-    for name in {*run.datasets, *run.models, *run.attacks}:
+    members = (name for entry in run.families.values() for name in entry.members)
+    for name in {*run.datasets, *run.models, *run.attacks, *run.families, *members}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
+
+
+def _unfit(model: Training, place: str) -> Iterator[str]:
+    """What a regulariser misses in its network, which is built without its weights."""
+    if model.regulariser:
+        with torch.device("meta"):
+            network = model.network.build(10)
+        if problem := model.regulariser.problem(network, model.batch_size):
+            yield f"{place}.regulariser.{problem}"
 
 
 if __name__ == "__main__":  # [FILE]: also leave a mark that stages can wait for

@@ -12,10 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robust_features.files import atomic
+from robust_features.paths import DATA
 from robust_features.settings import UserError
 
 TENSORS, CARD = "tensors.safetensors", "card.json"
-STAGES = {"datasets": "dataset", "models": "train", "evaluations": "attack", "distillations": "distil"}
+STAGES = {
+    "datasets": "dataset",
+    "models": "train",
+    "evaluations": "attack",
+    "distillations": "distil",
+    "families": "family",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,12 @@ class Record:
 
     tensors: dict[str, Tensor]
     card: dict[str, Any]
+
+
+def folder(kind: str, model_id: str) -> Path:
+    """data/<kind>/<id>, or of a member <family>/<name> of a family data/families/<family>/<kind>/<name>."""
+    family, _, name = model_id.rpartition("/")
+    return DATA / "families" / family / kind / name if family else DATA / kind / name
 
 
 def save(folder: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -53,7 +66,7 @@ def load(folder: Path) -> Record:
 
 
 def _remedy(folder: Path) -> str:
-    for item in (folder, folder.parent):  # a dataset has a record a split
+    for item in (*reversed(folder.parents), folder):  # a dataset has a record a split, a family several a member
         if stage := STAGES.get(item.parent.name):
             return f"delete {item} and run `dvc repro {stage}@{item.name}`"
     return "delete it and make it again"

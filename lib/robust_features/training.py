@@ -23,6 +23,7 @@ from robust_features.hardware import Hardware
 from robust_features.models import Network, NetworkSettings
 from robust_features.objectives import Objective
 from robust_features.paths import DATA
+from robust_features.regularisers import Mask, Regulariser
 from robust_features.settings import UserError, describe, settings
 
 HISTORY = ["epoch", "loss", "clean", "attacked"]
@@ -98,8 +99,14 @@ class Training:
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)] = 100
     augmentation: Augmentation = Augmentation()
+    regulariser: Regulariser | None = None
+    mask: Mask | None = None
     monitor: PGD  # the attack of the history, on the validation split
     seed: NonNegativeInt = 0
+
+    def build(self, classes: int) -> Network:
+        """The untrained network."""
+        return models.build(self.network, classes, seed=self.seed, masked=self.mask is not None)
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,12 @@ def train(
 
     With `resume`, the state after each epoch is kept in that file and a run that finds it there goes on from it. Every
     random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to the
-    bit. Raises UserError when the loss is no longer finite.
+    bit. Raises UserError if the regulariser does not fit the network, and when the loss is no longer finite.
     """
     images, labels = (t.to(hardware.device) for t in (splits["train"].images, splits["train"].labels))
-    network = hardware.place(models.build(settings.network, len(splits["train"].classes), seed=settings.seed))
+    network = hardware.place(settings.build(len(splits["train"].classes)))
+    if settings.regulariser and (problem := settings.regulariser.problem(network, settings.batch_size)):
+        raise UserError(f"regulariser.{problem}")
     optimiser = settings.optimiser.build(network)
     schedule = settings.schedule.build(optimiser, settings.epochs, max(1, len(labels) // settings.batch_size))
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
@@ -166,9 +175,8 @@ def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
     return DATA / "interrupted" / f"{key.hexdigest()[:16]}.pt"
 
 
-def save(model_id: str, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:
-    """Write data/models/<id>/: weights, card and history."""
-    folder = DATA / "models" / model_id
+def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:
+    """Write weights, card and history to a folder, such as data/models/<id>/."""
     rows = trained.history.to_dict("records")
     store.save(
         folder, trained.network.state_dict(), {"settings": describe(settings), "classes": classes, "history": rows}
@@ -176,10 +184,10 @@ def save(model_id: str, trained: Trained, settings: Training, *, classes: tuple[
 
 
 def load(model_id: str, *, hardware: Hardware) -> tuple[Network, pd.DataFrame]:
-    """The trained network of data/models/<id>/, in eval mode on the hardware, and its history."""
-    record = store.load(DATA / "models" / model_id)
+    """The trained network of a model, or of a family's member, in eval mode on the hardware, and its history."""
+    record = store.load(store.folder("models", model_id))
     settings = TypeAdapter(Training).validate_python(record.card["settings"])
-    network = models.build(settings.network, len(record.card["classes"]), seed=settings.seed)
+    network = settings.build(len(record.card["classes"]))
     network.load_state_dict(record.tensors)
     return hardware.place(network).eval(), pd.DataFrame(record.card["history"], columns=HISTORY)
 
@@ -200,15 +208,24 @@ def _one_epoch(
     network.train()
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
-        for batch, targets in shuffled(images, labels, settings.batch_size, generator):
+        if settings.mask:
+            settings.mask.before_epoch(network, images, labels, epoch, generator.initial_seed())
+        for index, (batch, targets) in enumerate(shuffled(images, labels, settings.batch_size, generator)):
             with hardware.autocast():
                 augmented = settings.augmentation(batch, generator)
-                loss = settings.objective(network, augmented, targets, generator=generator)
+                if settings.mask:
+                    settings.mask.before_batch(network, augmented, targets, index)
+                outcome = settings.objective(network, augmented, targets, generator=generator)
+                loss = outcome.loss
+                if settings.regulariser:
+                    loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             losses.append(loss.detach())
+        if settings.mask:
+            settings.mask.after_epoch(network)
     return torch.stack(losses).mean()
 
 

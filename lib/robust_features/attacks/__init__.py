@@ -11,21 +11,24 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robust_features.attacks.adaptive import Adaptive
 from robust_features.attacks.apgd import APGD
 from robust_features.attacks.ball import Ball, l2, linf
 from robust_features.attacks.ensemble import AutoAttack
 from robust_features.attacks.fab import FAB
-from robust_features.attacks.gradient import NIFGSM, PGD, ascend
+from robust_features.attacks.gradient import NIFGSM, PGD, ascend, margin
 from robust_features.attacks.square import Square
-from robust_features.attacks.tanh import CarliniWagner, FeatureGradient, margin, search
+from robust_features.attacks.tanh import CarliniWagner, FeatureGradient, search
 
 Attack = Annotated[
-    PGD | NIFGSM | APGD | FAB | Square | AutoAttack | CarliniWagner | FeatureGradient, Field(discriminator="kind")
+    PGD | NIFGSM | APGD | FAB | Square | AutoAttack | CarliniWagner | FeatureGradient | Adaptive,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
     "APGD",
     "FAB",
+    "Adaptive",
     "NIFGSM",
     "PGD",
     "Attack",

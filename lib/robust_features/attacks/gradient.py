@@ -8,8 +8,17 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from robust_features import noise
 from robust_features.attacks.ball import Ball, Norm
+from robust_features.attacks.targets import each_target
 from robust_features.settings import Pixels, settings
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) logit of the label minus the largest other logit: positive where the label is predicted."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)  # not zero: with negative logits zero would win
+    return own - others.amax(1)
 
 
 def ascend(
@@ -31,9 +40,10 @@ def ascend(
     images = (centre if start is None else start).detach()
     rows, rested = torch.arange(len(images), device=images.device), []
     for _ in range(steps):
-        images.requires_grad_(True)
-        outputs = function(images)
-        (gradient,) = torch.autograd.grad(loss(outputs, rows).sum(), images)
+        with torch.enable_grad():
+            images.requires_grad_(True)
+            outputs = function(images)
+            (gradient,) = torch.autograd.grad(loss(outputs, rows).sum(), images)
         images = images.detach()
         if stop is not None and (at_rest := stop(outputs.detach(), rows)).any():
             rested.append((rows[at_rest], images[at_rest]))
@@ -54,7 +64,9 @@ class PGD:
 
     steps = 1, step_size = epsilon, no random start: FGSM (Goodfellow et al. 2015). No random start: BIM (Kurakin et al. 2017).
     `keep: last` returns the last iterate; `first` lets an image rest as soon as it is fooled, for evaluations that only
-    count: the others are fewer at every step.
+    count: the others are fewer at every step. `restarts` are further attempts at what is not fooled yet.
+    `loss: scaled-ce` divides the logits by their standard deviation over the classes, so that confidence does not flatten
+    the softmax; `margin` is the largest other logit minus the label's (Carlini and Wagner 2017).
     """
 
     kind: Literal["pgd"] = "pgd"
@@ -65,6 +77,8 @@ class PGD:
     random_start: bool = True
     targeted: bool = False  # labels are then the classes to reach, not those to leave
     keep: Literal["last", "first"] = "last"
+    restarts: PositiveInt = 1
+    loss: Literal["ce", "scaled-ce", "margin"] = "ce"
 
     @property
     def ball(self) -> Ball:
@@ -72,19 +86,40 @@ class PGD:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`."""
+        keys = noise.image_keys(len(images), generator).to(images.device)
+        found = self._once(model, images, labels, keys)
+        if self.restarts == 1:
+            return found
+
+        def attempt(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            again = self._once(model, images[rows], labels[rows], noise.derived(keys[rows], numbers))
+            return again, self._fooled(model(again), labels[rows])
+
+        with torch.no_grad():
+            return each_target(attempt, found, ~self._fooled(model(found), labels), self.restarts - 1)
+
+    def _once(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         sign = -1 if self.targeted else 1
         return ascend(
             model,
-            lambda logits, rows: sign * F.cross_entropy(logits, labels[rows], reduction="none"),
+            lambda logits, rows: sign * self._loss(logits, labels[rows]),
             images,
             ball=self.ball,
             step_size=self.step_size,
             steps=self.steps,
-            start=self.ball.sample(images, generator) if self.random_start else None,
-            stop=(lambda logits, rows: (logits.argmax(1) == labels[rows]) == self.targeted)
-            if self.keep == "first"
-            else None,
+            start=self.ball.sample(images, keys) if self.random_start else None,
+            stop=(lambda logits, rows: self._fooled(logits, labels[rows])) if self.keep == "first" else None,
         )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.loss == "margin":
+            return -margin(logits, labels)
+        if self.loss == "scaled-ce":
+            logits = logits / logits.detach().std(1, keepdim=True).clamp_min(1e-12)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def _fooled(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == labels) == self.targeted
 
 
 @settings

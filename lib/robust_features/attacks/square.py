@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from robust_features import noise
 from robust_features.attacks.ball import Ball
-from robust_features.attacks.tanh import margin
+from robust_features.attacks.gradient import margin
 from robust_features.settings import Pixels, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from robust_features import noise
 from robust_features.adam import Adam
 from robust_features.attacks.ball import Ball, l2
+from robust_features.attacks.gradient import margin
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.hardware import Hardware
 from robust_features.models import Network
@@ -67,13 +68,6 @@ def search(
         if epsilon is not None:
             adam.value = _unbounded(Ball("linf", epsilon).project((torch.tanh(adam.value) + 1) / 2, here))
     return best if epsilon is None else Ball("linf", epsilon).project(best, images)  # tanh rounds
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) logit of the label minus the largest other logit: positive where the label is predicted."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)  # not zero: with negative logits zero would win
-    return own - others.amax(1)
 
 
 @settings

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import nn
 
-from robust_features.models.network import Network, folded, frozen, initialise
+from robust_features.models.network import ChannelMask, Network, folded, frozen, initialise
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
 from robust_features.models.wide_resnet import WideResNet
@@ -13,12 +14,16 @@ from robust_features.models.wide_resnet import WideResNet
 NetworkSettings = Annotated[VGG16 | WideResNet | ResNet18 | ResNetV2, Field(discriminator="kind")]
 
 
-def build(settings: NetworkSettings, classes: int, *, seed: int) -> Network:
-    """The network with its first weights, which depend on `seed` alone."""
+def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = False) -> Network:
+    """The network with its first weights, which depend on `seed` alone; `masked`: with a channel mask behind its split."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = settings.build(classes)
         initialise(network)
+    if masked:
+        with frozen(network), torch.no_grad():
+            channels = network.features(torch.zeros(1, 3, 32, 32)).shape[1]
+        network.stages[network.split] = nn.Sequential(network.stages[network.split], ChannelMask(channels))
     return network
 
 

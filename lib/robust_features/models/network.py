@@ -4,7 +4,9 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -17,6 +19,37 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+
+class ChannelMask(nn.Module):
+    """Channels times 0 or 1 (Xu et al. 2022, Eq. 3); kept with the weights, so that every attack sees it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("keep", torch.ones(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.keep.view(-1, *[1] * (features.ndim - 2))
+
+
+class Encoding(nn.Module):
+    """A Gaussian of `units` independent variables: (N, d) → (N, 2, units), means and standard deviations (Alemi et al. 2017)."""
+
+    def __init__(self, inputs: int, units: int):
+        super().__init__()
+        self.statistics = nn.Linear(inputs, 2 * units)
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean, rho = self.statistics(features).chunk(2, dim=1)
+        return torch.stack([mean, F.softplus(rho - 5)], dim=1)
+
+
+class Sample(nn.Module):
+    """A draw of an encoding's variables in training, from the global generator like dropout; their means in eval mode."""
+
+    def forward(self, encoding: Tensor) -> Tensor:
+        mean, deviation = encoding.unbind(1)
+        return mean + deviation * torch.randn_like(mean) if self.training else mean
 
 
 class Network(nn.Module):
@@ -48,6 +81,14 @@ class Network(nn.Module):
         for stage in self.stages.values():
             images = stage(images)
         return images
+
+    @property
+    def mask(self) -> ChannelMask:
+        """The channel mask behind the split. Raises ValueError if this network has none."""
+        for module in self.stages[self.split].modules():
+            if isinstance(module, ChannelMask):
+                return module
+        raise ValueError("the network has no channel mask; build it with masked=True")
 
     def features(self, images: Tensor, at: str | None = None) -> Tensor:
         """f_l: the output of stage `at`, by default `split`."""

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import nn
 
-from robust_features.models.network import Network, Normalize, pooled
+from robust_features.models.network import Encoding, Network, Normalize, Sample, pooled
 from robust_features.settings import settings
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -16,12 +16,14 @@ class VGG16:
     """Thirteen convolutions in five blocks, global average pooling, `hidden` fully connected layers, logits.
 
     hidden = 0 is Kim et al.'s head (one linear layer); hidden = 2 is Xu et al.'s (two of 4096 units, batch-normalised).
+    `encoding` puts as many Gaussian variables before the logits (the baseline VIB).
     The split `conv` is the batch norm's output after the 13th convolution, before its ReLU.
     """
 
     kind: Literal["vgg16"] = "vgg16"
     width: PositiveFloat = 1.0
     hidden: Literal[0, 1, 2] = 0
+    encoding: NonNegativeInt = 0
     mean: float = 0.5
     std: PositiveFloat = 0.25
 
@@ -44,7 +46,11 @@ class VGG16:
             width = max(8, round(4096 * self.width))
             hidden[f"fc{number}"] = nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.ReLU())
             channels = width
-        stages |= hidden | {"logits": nn.Linear(channels, classes)}
+        stages |= hidden
+        if self.encoding:
+            stages |= {"encoding": Encoding(channels, self.encoding), "sample": Sample()}
+            channels = self.encoding
+        stages["logits"] = nn.Linear(channels, classes)
         layers_of_xu = (*(f"block{number}" for number in range(1, 6)), *hidden)
         return Network(
             stages, split="conv", full_channels=512, representation=(["pool", *hidden])[-1], hidden=layers_of_xu

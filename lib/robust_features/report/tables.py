@@ -11,9 +11,21 @@ from robust_features.paths import PUBLISHED, REPORTS
 from robust_features.report.files import Shown, write
 
 LABELS = {
-    **{"digits": "Digits", "digits-16": "Digits, 16 px"},
-    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"},
-    **{"vgg16": "VGG-16", "wrn28-10": "WRN-28-10"},
+    **{"digits": "Digits", "digits-16": "Digits, 16 px", "digits-600": "Digits, 600 to train"},
+    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"},
+    **{"vgg16": "VGG-16", "resnet18": "ResNet-18", "wrn28-10": "WRN-28-10"},
+    **{"plain": "without", "ib-rar": "with IB-RAR"},
+    **{
+        "ce": "CE",
+        "vib": "VIB",
+        "hbar": "HBaR",
+        "all": "IB-RAR (all)",
+        "rob": "IB-RAR (rob)",
+        "rob-persistent": "IB-RAR (rob), mask",
+    },
+    **{"none": "no mask", "persistent": "mask as printed", "every-10": "mask as coded"},
+    **{f"block{number}": f"Conv Block {number}" for number in range(1, 6)},
+    **{"fc1": "FullyC 1", "fc2": "FullyC 2"},
     **{"standard": "Standard", "adversarial": "ADV", "trades": "TRADES", "mart": "MART"},
     **{
         "clean": "Clean",
@@ -24,7 +36,11 @@ LABELS = {
         "apgd": "APGD-CE",
         "fab": "FAB",
     },
+    **{"pgd-100": "PGD, 100 steps", "pgd-restarts": "PGD, restarts", "pgd-scaled": "PGD, scaled logits"},
+    **{"pgd-margin": "PGD, margin", "apgd-dlr": "APGD-DLR", "square": "Square", "transfer": "from CE"},
+    **{"adaptive": "Adaptive", "adaptive-reversed": "Adaptive, reversed"},
     **{"autoattack": "AutoAttack", "cw": "CW", "cw-strong": "CW, 10 c", "cw-linf": "CW in the ball"},
+    **{"worst case": "Worst case"},
     **{"nrf": "NRF", "nrf-linf": "NRF in the ball", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
     **{name: name for name in ("accuracy (%)", "L2", "L∞ · 255")},
     **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
@@ -145,8 +161,9 @@ def _compare(rows: DataFrame, paper: DataFrame, reference: dict[str, str]) -> tu
 def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str], reference: dict[str, str]) -> str:
     """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
     few, many = ours["n"].min(), ours["n"].max()
-    unit = f", in {units[0]}" if len(units) == 1 else ""
-    notes = f"<b>Ours</b> ±half of the 95 % interval{unit}; n = {few}" + (f" to {many}." if few < many else ".")
+    half = " ±half of the 95 % interval" if ours["high"].notna().any() else ""
+    unit = f", in {units[0]}" if len(units) == 1 and units[0] else ""
+    notes = f"<b>Ours</b>{half}{unit}; n = {few}" + (f" to {many}." if few < many else ".")
     if paper.empty:
         return f"<p>{notes}</p>"
     difference = " (difference)" if ours["difference"].notna().any() else ""

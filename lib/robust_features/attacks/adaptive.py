@@ -1,0 +1,46 @@
+"""An attack that knows a regulariser (Xu et al. 2022, App. A-B)."""
+
+from typing import Literal
+
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from robust_features.attacks.gradient import PGD, ascend
+from robust_features.dependence import HSIC
+from robust_features.models import Network
+from robust_features.regularisers import IBRAR
+from robust_features.settings import settings
+
+
+@settings
+class Adaptive:
+    """PGD that ascends CE ± [α Σ_l I(X, T_l(X + δ)) − β Σ_l I(Y, T_l(X + δ))], all layers, X the clean images. Budget attack.
+
+    The bracket is one number for the batch that is attacked: here, unlike in other attacks, who shares a batch matters.
+    `sign` 1 is what the authors run; −1 instead lowers what training lowers.
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    pgd: PGD
+    regulariser: IBRAR = IBRAR(hsic=HSIC(labels="gaussian"))
+    sign: Literal[1, -1] = 1
+
+    @property
+    def epsilon(self) -> float:
+        """The radius of the ball."""
+        return self.pgd.epsilon
+
+    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError for a batch of one image."""
+
+        def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
+            shared = self.sign * self.regulariser(model, (outputs,), images, labels)
+            return (
+                F.cross_entropy(outputs["logits"].float(), labels, reduction="none") + shared
+            )  # their sum is N · (CE + shared)
+
+        pgd = self.pgd
+        start = pgd.ball.sample(images, generator) if pgd.random_start else None
+        return ascend(
+            model.activations, loss, images, ball=pgd.ball, step_size=pgd.step_size, steps=pgd.steps, start=start
+        )

@@ -1,0 +1,109 @@
+"""How much two sets of variables depend on each other: the Hilbert-Schmidt Independence Criterion (Gretton et al. 2005)."""
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from robust_features.settings import settings
+
+Bandwidth = PositiveFloat | Literal["median"]
+
+
+def gaussian_kernel(x: Tensor, bandwidth: Bandwidth = 5.0) -> Tensor:
+    """(…, N, d) → (…, N, N): exp(−‖a − b‖² / (2 σ² d)) for a bandwidth σ, or with the median distance for σ² d.
+
+    float32 whatever the network computes in; dividing by d makes one σ do for layers of any size (Wang et al. 2021).
+    """
+    gram = linear_kernel(x)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    distances = (squares[..., :, None] + squares[..., None, :] - 2 * gram).clamp_min(0)
+    if bandwidth != "median":
+        return (-distances / (2 * bandwidth**2 * x.shape[-1])).exp()
+    count = _count(gram, 2)
+    pairs = distances.detach()[..., *torch.triu_indices(count, count, 1, device=x.device)]
+    return (-distances / (2 * pairs.median(-1).values.clamp_min(1e-12)[..., None, None])).exp()
+
+
+def linear_kernel(x: Tensor) -> Tensor:
+    """(…, N, d) → (…, N, N): inner products, in float32 or better."""
+    x = x if x.dtype == torch.float64 else x.float()
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ x.mT
+
+
+def hsic(first: Tensor, second: Tensor) -> Tensor:
+    """(…,) tr(K H L H) / (N − 1)² of (…, N, N) kernels, H = I − 1/N (Gretton et al. 2005, Def. 2): biased, ≥ 0."""
+    return (_centred(first) * second).sum((-2, -1)) / (_count(first, 2) - 1) ** 2
+
+
+def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
+    """(…,) the estimate whose expectation is 0 under independence (Song et al. 2012, Eq. 5); needs four images."""
+    n = _count(first, 4)
+    first, second = (kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1)) for kernel in (first, second))
+    rows, columns = first.sum(-1), second.sum(-1)
+    crossed = (rows * columns).sum(-1) / (n - 2)
+    whole = rows.sum(-1) * columns.sum(-1) / ((n - 1) * (n - 2))
+    return ((first * second).sum((-2, -1)) + whole - 2 * crossed) / (n * (n - 3))
+
+
+def normalised_hsic(first: Tensor, second: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """(…,) tr(R_K R_L), R = K_c (K_c + ε N I)⁻¹ of the centred kernel: 0 to N − 1 (Fukumizu et al. 2007; Ma et al. 2020).
+
+    Kernels of several layers or channels may be stacked in front; the other's R is then computed once.
+    """
+    _count(first, 2)
+    return (_ridge(first, epsilon) * _ridge(second, epsilon).mT).sum((-2, -1))
+
+
+@settings
+class HSIC:
+    """The dependence of two batches: an estimator, and the bandwidth of the Gaussian kernels it is given.
+
+    Xu et al. 2022 use the normalised one with σ = 5 for images and features, and a linear kernel of one-hot labels.
+    """
+
+    estimator: Literal["normalised", "biased", "unbiased"] = "normalised"
+    bandwidth: Bandwidth = 5.0
+    epsilon: PositiveFloat = 1e-5  # of the normalised estimator
+    labels: Literal["linear", "gaussian"] = "linear"  # kernel of the one-hot labels
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """(…,) from (…, N, N) kernels. Raises ValueError for too few images."""
+        if self.estimator == "normalised":
+            return normalised_hsic(first, second, self.epsilon)
+        return {"biased": hsic, "unbiased": unbiased_hsic}[self.estimator](first, second)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        """(N, N) kernel of images or of a layer's outputs, (N, …)."""
+        return gaussian_kernel(x.flatten(1), self.bandwidth)
+
+    def of_channels(self, x: Tensor) -> Tensor:
+        """(C, N, N): a kernel a channel of (N, C, …) features."""
+        return gaussian_kernel(x.flatten(2).transpose(0, 1), self.bandwidth)
+
+    def of_labels(self, labels: Tensor, classes: int) -> Tensor:
+        """(N, N) kernel of (N,) class indices."""
+        one_hot = F.one_hot(labels, classes).float()
+        return linear_kernel(one_hot) if self.labels == "linear" else gaussian_kernel(one_hot, self.bandwidth)
+
+
+def _ridge(kernel: Tensor, epsilon: float) -> Tensor:
+    """R = (K_c + ε N I)⁻¹ K_c, whose factors commute: a solve a kernel."""
+    centred, count = _centred(kernel), kernel.shape[-1]
+    ridge = epsilon * count * torch.eye(count, dtype=kernel.dtype, device=kernel.device)
+    return torch.linalg.solve(centred + ridge, centred)
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    """H K H: rows and columns without their means."""
+    rows = kernel - kernel.mean(-1, keepdim=True)
+    return rows - rows.mean(-2, keepdim=True)
+
+
+def _count(kernel: Tensor, least: int) -> int:
+    if kernel.shape[-1] < least:
+        raise ValueError(f"this estimate of dependence needs at least {least} images, found {kernel.shape[-1]}")
+    return kernel.shape[-1]

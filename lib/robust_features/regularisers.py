@@ -1,0 +1,159 @@
+"""What is added to any objective: information-bottleneck terms on the passes it made, and masks of channels (Xu et al. 2022).
+
+A new one: its class with `problem` and `__call__(network, passes, images, labels) → scalar`, and its place in `Regulariser`.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from robust_features.batches import as_float
+from robust_features.dependence import HSIC
+from robust_features.models import Network, frozen
+from robust_features.settings import nearest, settings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Passes = tuple[dict[str, Tensor], ...]
+
+
+@settings
+class IBRAR:
+    """α Σ_l I(X, T_l) − β Σ_l I(Y, T_l) over `layers` (Xu et al. 2022, Eqs. 1 and 2), I estimated by HSIC over the batch.
+
+    Of an adversarial objective T_l is of the attacked images, of one with two passes of both; X are the clean images. With
+    every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
+    """
+
+    kind: Literal["ibrar"] = "ibrar"
+    alpha: NonNegativeFloat = 0.008
+    beta: NonNegativeFloat = 0.08
+    layers: Literal["all"] | tuple[str, ...] = "all"
+    hsic: HSIC = HSIC()
+
+    def problem(self, network: Network, batch_size: int) -> str:
+        """What keeps this network from being trained so; empty if nothing."""
+        if self.hsic.estimator == "unbiased" and batch_size < 4:
+            return f"hsic.estimator: unbiased needs batches of four images, batch_size is {batch_size}"
+        absent = [name for name in self.layers if name not in network.stages] if self.layers != "all" else []
+        near = nearest(absent[0], network.stages) if absent else ""
+        return f"layers: no stage '{absent[0]}'{near}; there are {', '.join(network.stages)}" if absent else ""
+
+    def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
+        inputs, outputs = self.dependence(network, passes, images, labels)
+        return self.alpha * inputs.sum() - self.beta * outputs.sum()
+
+    def dependence(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer. Raises ValueError for too few images."""
+        layers = network.hidden if self.layers == "all" else self.layers
+        kernels = torch.stack([self.hsic.of_features(outputs[layer]) for outputs in passes for layer in layers])
+        classes = passes[0]["logits"].shape[1]
+        both = torch.stack([self.hsic.of_features(images), self.hsic.of_labels(labels, classes)])
+        inputs, outputs = self.hsic(kernels, both[:, None])
+        return inputs, outputs
+
+
+@settings
+class VIB:
+    """β · D_KL[N(μ, σ²) ‖ N(0, I)] of the network's stage `encoding`, in nats (Alemi et al. 2017, Eq. 17)."""
+
+    kind: Literal["vib"] = "vib"
+    beta: NonNegativeFloat = 1e-3
+
+    def problem(self, network: Network, batch_size: int) -> str:
+        """What keeps this network from being trained so; empty if nothing."""
+        return (
+            ""
+            if "encoding" in network.stages
+            else "vib needs the stage 'encoding': write `network: {kind: vgg16, encoding: 256}`"
+        )
+
+    def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
+        mean, deviation = torch.cat([outputs["encoding"] for outputs in passes]).float().unbind(1)
+        return self.beta * 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(1).mean()
+
+
+Regulariser = Annotated[IBRAR | VIB, Field(discriminator="kind")]
+
+
+@settings
+class PersistentMask:
+    """The `fraction` of channels with the least I(f_c, Y) is removed, in training, attacks and tests (Xu et al. 2022, Eq. 3).
+
+    Which they are is found anew before every epoch but the first, from `images` training images, `batch` at a time.
+    """
+
+    kind: Literal["persistent"] = "persistent"
+    fraction: Share = 0.05
+    images: PositiveInt = 500
+    batch: Annotated[int, Field(ge=2)] = 100
+    hsic: HSIC = HSIC()
+
+    def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
+        """Renew the mask from the training set, uint8 images (M, 3, H, W) and labels (M,)."""
+        if epoch == 1:
+            return
+        keep = network.mask.keep.fill_(1)
+        chosen = torch.randperm(len(labels), generator=Generator().manual_seed(seed))[: self.images].to(labels.device)
+        batches = [rows for rows in chosen.split(self.batch) if len(rows) == min(self.batch, len(chosen))]
+        scores = [
+            channel_scores(network, as_float(images[rows]), labels[rows], self.hsic)["labels"] for rows in batches
+        ]
+        keep[_lowest(torch.stack(scores).mean(0), self.fraction)] = 0
+
+    def before_batch(self, network: Network, images: Tensor, labels: Tensor, index: int) -> None:
+        """The mask stays."""
+
+    def after_epoch(self, network: Network) -> None:
+        """The mask stays."""
+
+
+@settings
+class BatchMask:
+    """What the code of Xu et al. 2022 does: on every tenth batch of an epoch, for that batch and never in tests, the channels
+    with the least I(f_c, Y) and those with the most I(f_c, X) are removed: 10 and 10 of 512 (ResNet-18: 20 and 20)."""
+
+    kind: Literal["every-10"] = "every-10"
+    every: PositiveInt = 10
+    least_of_labels: Share = 10 / 512
+    most_of_images: Share = 10 / 512
+    hsic: HSIC = HSIC(labels="gaussian")
+
+    def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
+        """Nothing lasts longer than a batch."""
+
+    def before_batch(self, network: Network, images: Tensor, labels: Tensor, index: int) -> None:
+        """Set the mask for this batch of (N, 3, H, W) images in [0, 1]; `index` counts within the epoch, from 0."""
+        keep = network.mask.keep.fill_(1)
+        if index == 0 or index % self.every:
+            return
+        scores = channel_scores(network, images, labels, self.hsic)
+        keep[_lowest(scores["labels"], self.least_of_labels)] = 0
+        keep[_lowest(-scores["images"], self.most_of_images)] = 0
+
+    def after_epoch(self, network: Network) -> None:
+        """Validation and tests see every channel."""
+        network.mask.keep.fill_(1)
+
+
+Mask = Annotated[PersistentMask | BatchMask, Field(discriminator="kind")]
+
+
+def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC) -> dict[str, Tensor]:
+    """(C,) dependence of every channel of the last convolution on the `labels` and on the `images` (Xu et al. 2022, Eq. 3).
+
+    f_c is what the rest of the network sees of a channel: after its ReLU, and nothing if it is masked. In eval mode.
+    """
+    with frozen(network), torch.no_grad():
+        features = network.features(images)
+        classes = network.head(features).shape[1]
+        both = torch.stack([hsic.of_labels(labels, classes), hsic.of_features(images)])
+        found = hsic(hsic.of_channels(F.relu(features)), both[:, None])
+    return dict(zip(("labels", "images"), found, strict=True))
+
+
+def _lowest(scores: Tensor, fraction: float) -> Tensor:
+    """The indices of that fraction of the scores, rounded."""
+    return scores.argsort()[: round(fraction * len(scores))]
