@@ -202,9 +202,16 @@ def save(id: str, splits: dict[str, ImageSet], settings: Any, **more: Any) -> No
 
 
 def load(id: str, split: str) -> ImageSet:
-    """One split of a saved dataset. Raises UserError if it is missing or damaged."""
-    record = store.load(DATA / "datasets" / id / split)
-    return ImageSet(**record.tensors, classes=tuple(record.card["classes"]), name=f"{id}/{split}")
+    """One split of a dataset, read or constructed. Raises UserError if it is missing or damaged."""
+    record = store.load(folder(id) / split)
+    images, labels = record.tensors["images"], record.tensors["labels"]
+    return ImageSet(images, labels, tuple(record.card["classes"]), f"{id}/{split}")
+
+
+def folder(id: str) -> Path:
+    """Where a dataset is: data/constructed/<id> if it was made by a network, else data/datasets/<id>."""
+    made = DATA / "constructed" / id
+    return made if made.exists() else DATA / "datasets" / id
 
 
 def _labelled(name: object, images: Any, labels: Any, classes: Iterable[str]) -> ImageSet:

@@ -66,7 +66,7 @@ def attack_all(
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    columns = zip(*_side_by_side(one_batch, starts.tolist(), hardware), strict=True)
+    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
 
@@ -198,7 +198,7 @@ def _outputs(
         return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
 
 
-def _side_by_side(function: Callable[[int], T], starts: list[int], hardware: Hardware) -> list[T]:
+def side_by_side(function: Callable[[int], T], starts: list[int], hardware: Hardware) -> list[T]:
     """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another."""
     threads = torch.get_num_threads()
     if hardware.device.type != "cpu" or min(threads, len(starts)) < 2:

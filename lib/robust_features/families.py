@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from pydantic import Field, NonNegativeInt
 
-from robust_features import datasets, evaluation, hardware, training
+from robust_features import datasets, evaluation, hardware, store, training
 from robust_features.attacks import Attack
 from robust_features.hardware import HardwareSettings
 from robust_features.paths import DATA
@@ -58,8 +58,9 @@ def make(
     todo = [run for run in family.trainings if not (place / "evaluations" / run).exists()]
     if finished := len(family.trainings) - len(todo):
         report(f"{finished} of {len(family.trainings)} were finished before")
-    one, cores = partial(_one, place, family, machine, seed), os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(todo), cores // (machine.threads or cores))
+    one = partial(_one, place, family, machine, seed, report if workers < 2 else _silent)
     for line in map(one, todo) if workers < 2 else _side_by_side(one, todo, workers):
         report(line)
     target = DATA / "families" / name
@@ -85,16 +86,22 @@ def accuracies(name: str, family: Family, *, only: Collection[str] = ()) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _one(place: Path, family: Family, machine: HardwareSettings, seed: int, name: str) -> str:
+def _one(
+    place: Path, family: Family, machine: HardwareSettings, seed: int, report: Callable[[str], None], name: str
+) -> str:
     """Train and attack one member with one seed; what it is worth in one line."""
+
+    def say(line: str) -> None:
+        report(f"{name}: {line}")
+
     chosen, model = hardware.choose(machine), family.trainings[name]
     splits = {split: datasets.load(model.dataset, split) for split in ("train", "validation", "test")}
     learnt = {split: splits[split] for split in ("train", "validation")}
     resume = training.resume_file(model, learnt)
-    trained = training.train(learnt, model, hardware=chosen, resume=resume, report=_silent)
+    trained = training.train(learnt, model, hardware=chosen, resume=resume, report=say)
     training.save(place / "models" / name, trained, model, classes=splits["train"].classes)
     half = evaluation.resume_folder(family.attacks, trained.network, splits["test"], seed=seed)
-    options = dict(hardware=chosen, seed=seed, whole=family.keep, resume=half, report=_silent)
+    options = dict(hardware=chosen, seed=seed, whole=family.keep, resume=half, report=say)
     attacked = evaluation.attack_each(family.attacks, trained.network, splits["test"], **options)
     evaluation.save(place / "evaluations" / name, attacked, family.attacks)
     resume.unlink(missing_ok=True)
@@ -124,7 +131,7 @@ def _interrupted(family: Family, seed: int) -> Path:
     key = hashlib.sha256(json.dumps([seed, describe(family)], sort_keys=True).encode())
     for dataset in sorted({model.dataset for model in family.members.values()}):
         for split in ("train", "validation", "test"):
-            key.update((DATA / "datasets" / dataset / split / "card.json").read_bytes())
+            key.update((datasets.folder(dataset) / split / store.CARD).read_bytes())
     return DATA / "interrupted" / f"family-{key.hexdigest()[:16]}"
 
 

@@ -18,6 +18,7 @@ from robust_features.settings import UserError
 TENSORS, CARD = "tensors.safetensors", "card.json"
 STAGES = {
     "datasets": "dataset",
+    "constructed": "construct",
     "models": "train",
     "evaluations": "attack",
     "distillations": "distil",

@@ -9,9 +9,10 @@ from torch import nn
 from robust_features.models.network import ChannelMask, Network, folded, frozen, initialise
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
+from robust_features.models.victims import Victim
 from robust_features.models.wide_resnet import WideResNet
 
-NetworkSettings = Annotated[VGG16 | WideResNet | ResNet18 | ResNetV2, Field(discriminator="kind")]
+NetworkSettings = Annotated[VGG16 | WideResNet | ResNet18 | ResNetV2 | Victim, Field(discriminator="kind")]
 
 
 def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = False) -> Network:
@@ -27,4 +28,15 @@ def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = 
     return network
 
 
-__all__ = ["VGG16", "Network", "NetworkSettings", "ResNet18", "ResNetV2", "WideResNet", "build", "folded", "frozen"]
+__all__ = [
+    "VGG16",
+    "Network",
+    "NetworkSettings",
+    "ResNet18",
+    "ResNetV2",
+    "Victim",
+    "WideResNet",
+    "build",
+    "folded",
+    "frozen",
+]

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from scipy.stats import chi2_contingency
+from torch import Generator
+
+from robust_features import construction, datasets, hardware, store
+from robust_features.batches import as_float
+from robust_features.construction import Recipe, Relabelled, Robustified, others
+from robust_features.datasets import Digits, ImageSet
+from robust_features.models import VGG16, build
+
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+HALF_LEVEL = 0.5 / 255  # what rounding to uint8 moves a pixel by, at most
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = build(VGG16(width=0.0625), 10, seed=0)
+    with torch.no_grad():  # batch norms that have seen images
+        network.train()(torch.rand(64, 3, 32, 32, generator=Generator().manual_seed(1)))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    draw = Generator().manual_seed(0)
+    pixels = torch.randint(256, (23, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    return ImageSet(pixels, torch.arange(23) % 10, tuple("abcdefghij"), "noise")
+
+
+def make(construction, network, images, **options):
+    return construction(network, images, hardware=CPU, seed=0, **options)
+
+
+def test_robustification_brings_the_representation_nearer_and_keeps_the_label(network, images):
+    made = make(Robustified(steps=40, step_size=0.1), network, images)
+    assert (made.after < 0.5 * made.before).all()
+    assert torch.equal(made.images.labels, images.labels) and (made.began != torch.arange(23)).all()
+    with torch.no_grad():
+        z = [network.features(as_float(x), network.representation) for x in (made.images.images, images.images)]
+    torch.testing.assert_close((z[0] - z[1]).norm(dim=1), made.after, rtol=1e-3, atol=1e-4)
+    start = as_float(images.images[made.began])
+    torch.testing.assert_close((as_float(made.images.images) - start).flatten(1).norm(dim=1), made.l2)
+    assert torch.equal(made.reached, made.after <= made.before / 10)
+
+
+def test_an_image_that_is_near_enough_rests(network, images):
+    far = make(Robustified(steps=40, step_size=0.1), network, images)
+    rested = make(Robustified(steps=40, step_size=0.1, enough=0.5), network, images)
+    assert (rested.after <= 0.55 * rested.before).all(), "but for rounding"
+    assert (rested.l2 <= far.l2 + 1e-4).float().mean() > 0.9 and rested.l2.sum() < far.l2.sum()
+
+
+@pytest.mark.parametrize("targets", ["random", "next", "every"])
+def test_relabelled_images_lie_within_their_bound_and_nearer_to_their_target(network, images, targets):
+    construction = Relabelled(targets=targets, epsilon=0.5, step_size=0.1, steps=10)
+    made = make(construction, network, images)
+    assert (made.l2 <= 0.5 + HALF_LEVEL * (3 * 32 * 32) ** 0.5).all()
+    assert made.after.mean() < made.before.mean()
+    with torch.no_grad():
+        predicted = network(as_float(made.images.images)).argmax(1)
+    assert torch.equal(made.reached, predicted == made.images.labels)
+
+
+def test_the_three_ways_to_choose_targets(network, images):
+    short = dict(epsilon=0.1, step_size=0.1, steps=1)
+    labels = make(Relabelled(targets="next", **short), network, images).images.labels
+    assert torch.equal(labels, (images.labels + 1) % 10)
+    every = make(Relabelled(targets="every", **short), network, images)
+    assert torch.equal(every.images.labels, torch.arange(10).repeat(23)) and torch.equal(
+        every.began, torch.arange(230) // 10
+    )
+
+
+def test_random_targets_do_not_know_the_original_label(images):
+    many = replace(images, images=images.images[:1].expand(5000, -1, -1, -1), labels=torch.arange(5000) % 10)
+    _, targets = Relabelled(targets="random")._targets(many, seed=0)
+    table = torch.zeros(10, 10).index_put((many.labels, targets), torch.ones(5000), accumulate=True)
+    assert table.sum(0).min() > 400 and chi2_contingency(table.numpy()).pvalue > 0.01
+
+
+def test_images_begin_from_others_uniformly():
+    began = torch.stack([others(5, seed) for seed in range(2000)])
+    assert (began != torch.arange(5)).all() and began.min() == 0 and began.max() == 4
+    shares = torch.stack([(began[:, i] == j).float().mean() for i in range(5) for j in range(5) if i != j])
+    assert (shares - 0.25).abs().max() < 0.04
+    with pytest.raises(ValueError, match="needs two, found 1"):
+        others(1, 0)
+
+
+@pytest.mark.parametrize(
+    "construction",
+    [Robustified(steps=5, step_size=0.3), Relabelled(targets="random", steps=5)],
+    ids=lambda c: c.kind,
+)
+def test_the_same_dataset_comes_out_again_and_in_any_batch(network, images, construction):
+    whole = make(construction, network, images)
+    assert torch.equal(whole.images.images, make(construction, network, images).images.images)
+    parts = make(construction, network, images, batch_size=5)
+    assert torch.equal(whole.images.labels, parts.images.labels) and torch.equal(whole.began, parts.began)
+    apart = (whole.images.images.int() - parts.images.images.int()).abs()
+    assert apart.max() <= 2 and apart.float().mean() < 0.01, "but for the rounding of convolutions of another batch"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, network):
+    for module in (datasets, store, construction):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    digits = Digits(train=20, validation=5, test=10, size=32)
+    datasets.save("digits", datasets.read(digits, seed=0), digits)
+    store.save(store.folder("models", "sources/robust"), network.state_dict(), {})
+    return tmp_path
+
+
+def cook(recipe, network):
+    made = {
+        split: recipe.make(network, datasets.load(recipe.dataset, split), hardware=CPU, seed=3)
+        for split in recipe.splits
+    }
+    construction.save("new", recipe, made, seed=3)
+    return made
+
+
+def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
+    recipe = Recipe(dataset="digits", family="sources", member="robust", make=Relabelled(targets="next", steps=2))
+    made = cook(recipe, network)["train"]
+    assert torch.equal(datasets.load("new", "train").images, made.images.images)
+    assert torch.equal(datasets.load("new", "test").images, datasets.load("digits", "test").images)
+    again = construction.load("new", "train")
+    assert torch.equal(again.began, made.began) and torch.equal(again.reached, made.reached)
+
+
+def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
+    steps = Robustified(steps=3, step_size=0.2)
+    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("train", "test"), make=steps), network)
+    card = store.load(data / "constructed" / "new" / "test").card
+    recipe = TypeAdapter(Recipe).validate_python(card["recipe"])
+    images = datasets.load(recipe.dataset, "test")
+    rebuilt = recipe.make(network, images, hardware=CPU, seed=card["seed"])
+    assert torch.equal(rebuilt.images.images, datasets.load("new", "test").images)
+    assert card["size"] == 10 and card["mean"]["after"] == pytest.approx(rebuilt.after.mean().item())
+    assert card["source_sha256"] == store.load(store.folder("models", "sources/robust")).card["sha256"]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"family": "source"}, "family: no family 'source'; did you mean 'sources'"),
+        ({"member": "robus"}, "member: no member 'robus'; did you mean 'robust'"),
+    ],
+)
+def test_a_recipe_names_what_it_refers_to(wrong, said):
+    class Sources:
+        trainings = {"robust": None}
+
+    recipe = Recipe(**{"dataset": "digits", "family": "sources", "member": "robust", "make": Robustified()} | wrong)
+    assert recipe.problem({"sources": Sources()}).startswith(said)
