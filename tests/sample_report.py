@@ -16,6 +16,8 @@ quick: &quick
   datasets: {digits: {kind: digits}}
   models: {digits-vgg16-standard: {dataset: digits}}
   families: {layers: {}}
+  constructed: {robust: {}}
+  descendants: {trained: {}}
 run: *quick
 """
 ARTEFACTS = {"kim-table-2": "Agreement", "kim-figure-5": "Along β"}

@@ -10,7 +10,10 @@ NARROW = [
     WideResNet(depth=10, width=1),
     ResNet18(width=0.125),
     ResNetV2(depth=11, width=0.5),
-    *(Victim(kind=kind, width=0.25) for kind in ("densenet121", "mobilenet-v2", "googlenet", "shufflenet-v2", "resnet50")),
+    *(
+        Victim(kind=kind, width=0.25)
+        for kind in ("densenet121", "mobilenet-v2", "googlenet", "shufflenet-v2", "resnet50")
+    ),
 ]
 PUBLISHED = [  # parameters for 10 classes, as the architectures' public implementations count them
     (VGG16(), 14_728_266),

@@ -135,7 +135,7 @@ def test_groundwork_pages_have_the_runs_outputs_and_the_current_prose(executed, 
     html = (executed / "reports/quick/groundwork/train-digits-vgg16-standard.html").read_text()
     assert "ran train digits-vgg16-standard" in html and "New prose" in html and "abc" in html and "other" not in html
     assert "train-stranger.ipynb: not in params.yaml" in capsys.readouterr().out
-    assert len(list((executed / "reports/quick/groundwork").iterdir())) == 5
+    assert len(list((executed / "reports/quick/groundwork").iterdir())) == 7
 
 
 def test_groundwork_that_is_missing_or_was_run_with_other_code_is_named(executed):

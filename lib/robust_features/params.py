@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from robust_features.attacks import Attack
 from robust_features.bottleneck import Bottleneck
+from robust_features.construction import Recipe
 from robust_features.datasets import DatasetSettings
 from robust_features.families import Family
 from robust_features.hardware import HardwareSettings
@@ -64,6 +65,8 @@ class Run:
     bottleneck: Bottleneck
     kim: Kim
     families: dict[str, Family]
+    constructed: dict[str, Recipe]
+    descendants: dict[str, Family]  # families that are trained on constructed datasets
     xu: Xu
 
     def dimensions(self, *defences: str) -> dict[str, dict[str, str]]:
@@ -150,19 +153,29 @@ def _dangling(run: Run) -> Iterator[str]:
         yield from _unfit(model, place)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
-    for family, entry in run.families.items():
-        for name, model in entry.members.items():
-            place = f"run.families.{family}.members.{name}"
-            if model.dataset not in run.datasets:
-                yield f"{place}.dataset: no dataset '{model.dataset}'{nearest(model.dataset, run.datasets)}"
-            yield from _unfit(model, place)
-        for name in {*entry.keep} - {*entry.attacks}:
-            yield f"run.families.{family}.keep: no attack '{name}'{nearest(name, entry.attacks)}"
+    for kind, families, known in (
+        ("families", run.families, run.datasets),
+        ("descendants", run.descendants, run.constructed),
+    ):
+        for family, entry in families.items():
+            for name, model in entry.members.items():
+                place = f"run.{kind}.{family}.members.{name}"
+                if model.dataset not in known:
+                    yield f"{place}.dataset: no dataset '{model.dataset}'{nearest(model.dataset, known)}"
+                yield from _unfit(model, place)
+            for name in {*entry.keep} - {*entry.attacks}:
+                yield f"run.{kind}.{family}.keep: no attack '{name}'{nearest(name, entry.attacks)}"
+    for name, recipe in run.constructed.items():
+        if recipe.dataset not in run.datasets:
+            yield f"run.constructed.{name}.dataset: no dataset '{recipe.dataset}'{nearest(recipe.dataset, run.datasets)}"
+        if problem := recipe.problem(run.families):
+            yield f"run.constructed.{name}.{problem}"
     for dataset, attacks in run.attacks.items():
         for name in {*run.kim.distilled} - {*attacks}:
             yield f"run.attacks.{dataset}: no attack '{name}', which run.kim.distilled names{nearest(name, attacks)}"
-    members = (name for entry in run.families.values() for name in entry.members)
-    for name in {*run.datasets, *run.models, *run.attacks, *run.families, *members}:
+    families = run.families | run.descendants
+    members = (name for entry in families.values() for name in entry.members)
+    for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *members}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
 

@@ -20,6 +20,8 @@ GROUNDWORK = {  # stage: its notebook, the dictionary of params.yaml whose keys 
     "attack": ("04-attacks", "models", "Attacks"),
     "distil": ("05-distillation", "models", "Distillations"),
     "family": ("06-families", "families", "Families"),
+    "construct": ("03-constructed-datasets", "constructed", "Constructed datasets"),
+    "descend": ("06-families", "descendants", "Families on constructed datasets"),
 }
 QUICK = """Quick scale: handwritten digits and narrow networks on a CPU. It shows that everything works and what each
 artefact looks like, not the paper's numbers."""
@@ -58,7 +60,7 @@ def sections() -> list[Page]:
 
 
 def groundwork(run: dict[str, Any]) -> list[Page]:
-    """A page for every dataset and family, and three for every model, of `run`."""
+    """A page for every dataset, constructed dataset and family, and three for every model, of `run`."""
     return [
         Page(NOTEBOOKS / f"{notebook}.ipynb", f"groundwork/{stage}-{key}.html", f"{name}: {key}", stage=stage, key=key)
         for stage, (notebook, entries, name) in GROUNDWORK.items()

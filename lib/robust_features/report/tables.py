@@ -15,6 +15,7 @@ LABELS = {
     **{"cifar10": "CIFAR-10", "svhn": "SVHN", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"},
     **{"vgg16": "VGG-16", "resnet18": "ResNet-18", "wrn28-10": "WRN-28-10"},
     **{"plain": "without", "ib-rar": "with IB-RAR"},
+    **{"d-r": "D_R", "d-nr": "D_NR", "d-rand": "D_rand", "d-det": "D_det"},
     **{
         "ce": "CE",
         "vib": "VIB",
@@ -39,6 +40,7 @@ LABELS = {
     **{"pgd-100": "PGD, 100 steps", "pgd-restarts": "PGD, restarts", "pgd-scaled": "PGD, scaled logits"},
     **{"pgd-margin": "PGD, margin", "apgd-dlr": "APGD-DLR", "square": "Square", "transfer": "from CE"},
     **{"adaptive": "Adaptive", "adaptive-reversed": "Adaptive, reversed"},
+    **{"l2-half": "PGD, half the L2 radius", "l2": "PGD, L2"},
     **{"autoattack": "AutoAttack", "cw": "CW", "cw-strong": "CW, 10 c", "cw-linf": "CW in the ball"},
     **{"worst case": "Worst case"},
     **{"nrf": "NRF", "nrf-linf": "NRF in the ball", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
