@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from robust_features.report import contents, figures, index, notebook, tables
+from robust_features.report import contents, figures, index, library, notebook, tables
 
 PARAMS = """
 quick: &quick
@@ -27,7 +27,7 @@ COMPANION = {"paper": "Kim et al. 2021", "artefacts": ARTEFACTS}
 def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
     """Point the report at `root`, which gets params.yaml, two sections and the groundwork notebooks."""
     places = {"REPORTS": root / "reports", "DATA": root / "data", "NOTEBOOKS": root / "notebooks"}
-    for module in (contents, figures, index, notebook, tables):
+    for module in (contents, figures, index, library, notebook, tables):
         for name, place in {**places, "PARAMS": root / "params.yaml", "ROOT": root}.items():
             if hasattr(module, name):
                 patch.setattr(module, name, place)

@@ -44,6 +44,10 @@ class Page:
         return DATA / "runs" / f"{self.stage}-{self.key}.ipynb"
 
 
+LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
+ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
+
+
 def load_run() -> dict[str, Any]:
     """The `run` of params.yaml, not validated: `params.load` does that, and imports torch."""
     return YAML(typ="safe").load(PARAMS)["run"]
@@ -75,6 +79,16 @@ def title(cells: list[dict[str, Any]]) -> str:
     return heading.translate({ord(mark): None for mark in "*`$"}).strip()
 
 
+def called(artefact: str) -> str:
+    """What readers call an artefact.
+
+    >>> called("kim-appendix-d"), called("xu-hsic")
+    ('Appendix D', 'HSIC')
+    """
+    words = artefact.split("-")[1:]
+    return " ".join(word.upper() if word in ACRONYMS else word.title() for word in words)
+
+
 def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: Page | None = None, **more: Any) -> str:
     """A whole HTML page to be written to `target`: navigation around `page`, banner of the scale, `body`, footer.
 
@@ -83,7 +97,7 @@ def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: P
         more["root"] = Path(os.path.relpath(REPORTS / run["scale"], target.parent)).as_posix()
         more["banner"] = {"quick": QUICK, "paper": ""}.get(run["scale"], run["title"])
     if run and page:
-        around = [None, *sections(), *groundwork(run), None]
+        around = [None, *sections(), *groundwork(run), LIBRARY, None]
         place = around.index(page)
         more |= {"page": page, "previous": around[place - 1], "next": around[place + 1]}
     style = Markup((TEMPLATE / "style.css").read_text("utf-8"))

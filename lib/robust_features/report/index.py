@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from robust_features.paths import REPORTS
-from robust_features.report.contents import GROUNDWORK, TEMPLATES, frame, groundwork, load_run, sections
+from robust_features.report import library, search
+from robust_features.report.contents import (
+    GROUNDWORK,
+    LIBRARY,
+    TEMPLATES,
+    called,
+    frame,
+    groundwork,
+    load_run,
+    sections,
+)
 from robust_features.report.files import write
 
 NAME = "Robust and non-robust features"
@@ -23,7 +33,9 @@ def scale_index(run: dict[str, Any]) -> Path:
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
         made=lambda file: (target.parent / file).exists(),
-        called=lambda artefact: artefact.partition("-")[2].replace("-", " ").title(),  # kim-appendix-d: Appendix D
+        called=called,
+        entries=search.entries(run, target.parent),
+        library=LIBRARY,
     )
     write(target, frame(body, target, title=f"{NAME}: {run['scale']}", run=run))
     return target
@@ -45,7 +57,8 @@ def all_scales() -> Path:
 
 
 def index() -> Path:
-    """Write both, for params.yaml's run; the latter lists the former."""
+    """Write both, for params.yaml's run, and the library's page; each lists the one before."""
+    library.render(load_run())
     target = scale_index(load_run())
     all_scales()
     return target

@@ -50,7 +50,9 @@ LABELS = {
 MEASURED = ("value", "low", "high", "n", "unit")
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
-SCROLL = '<div style="overflow-x: auto">\n'  # a wide table scrolls in its own box
+SCROLL = (
+    '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls in its own box, by keys too
+)
 
 
 def label(value: object) -> str:
@@ -130,9 +132,11 @@ def table(
     write(folder / f"{artefact}.csv", tidy)
     write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}"), artefact, caption))
     body = grid("<b>{}</b>", "<small>{}</small>").to_html(escape=False, border=0)
-    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
+    body = body.replace("<th></th>", "<td></td>").replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
+    title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
     html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
-    write(folder / f"{artefact}.html", f'<meta charset="utf-8">\n<figure id="{artefact}">\n{html}\n</figure>\n')
+    head = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{artefact}</title>\n'
+    write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
     files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
     return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
 
