@@ -19,6 +19,12 @@ from robust_features.report.contents import (
 from robust_features.report.files import write
 
 NAME = "Robust and non-robust features"
+PREAMBLE = (
+    r"\documentclass{article}",
+    r"\usepackage[a4paper, landscape, margin=1.5cm]{geometry}",
+    r"\usepackage{booktabs, multirow}",
+    r"\begin{document}",
+)
 
 
 def scale_index(run: dict[str, Any]) -> Path:
@@ -56,9 +62,19 @@ def all_scales() -> Path:
     return target
 
 
+def all_tables(run: dict[str, Any]) -> Path:
+    """Write tables.tex: one LaTeX document of every table that is made, in the order of the contents."""
+    target = REPORTS / run["scale"] / "tables.tex"
+    names = [f"tables/{artefact}" for page in sections() for artefact in page.companion["artefacts"]]
+    inputs = [f"\\input{{{name}}}\n\\clearpage" for name in names if (target.parent / f"{name}.tex").exists()]
+    write(target, "\n".join([*PREAMBLE, *inputs, "\\end{document}\n"]))
+    return target
+
+
 def index() -> Path:
-    """Write both, for params.yaml's run, and the library's page; each lists the one before."""
+    """Write both, for params.yaml's run, and before them what they list: the library's page and the tables in LaTeX."""
     library.render(load_run())
+    all_tables(load_run())
     target = scale_index(load_run())
     all_scales()
     return target

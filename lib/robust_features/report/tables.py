@@ -48,7 +48,7 @@ LABELS = {
     **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
 }  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
-MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot"}
+MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
 SCROLL = (
     '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls in its own box, by keys too
