@@ -62,7 +62,7 @@ class Network(nn.Module):
 
     One's own chain needs no more than its stages, in order, and which of them is the split:
 
-    >>> mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+    >>> mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> network, images = Network(dict(mine.named_children()), split="0"), torch.rand(2, 3, 8, 8)
     >>> torch.equal(network.head(network.features(images)), mine(images)), network.representation
     (True, '2')

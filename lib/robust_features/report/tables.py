@@ -50,9 +50,7 @@ LABELS = {
 MEASURED = ("value", "low", "high", "n", "unit")
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
-SCROLL = (
-    '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls in its own box, by keys too
-)
+SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
 
 
 def label(value: object) -> str:
@@ -190,5 +188,6 @@ def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
     styled = grid.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     text = re.sub(r"([&%$#_{}])", r"\\\1", caption)
     latex = styled.to_latex(hrules=True, multicol_align="c", caption=text, label=artefact)
+    latex = re.sub(r"(?<!\\)%", r"\\%", latex)  # of units, which would hide the rest of the row
     signs = {sign: f"$\\{name}$" for sign, name in MATH.items()} | {"−": "$-$", "–": "--"}
     return latex.translate(str.maketrans(signs))
