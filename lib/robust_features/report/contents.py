@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Page:
 
 
 LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
+PRINTED = re.compile("-(table|figure|equation|appendix)-")  # in the id of an artefact that the paper has too
 ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
 
 
@@ -56,10 +58,14 @@ def load_run() -> dict[str, Any]:
 def sections() -> list[Page]:
     """A page for every notebook that has `companion` in its metadata: paper, section, artefacts."""
     notebooks = {path: json.loads(path.read_text("utf-8")) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    companions = {path: notebook["metadata"].get("companion") for path, notebook in notebooks.items()}
+    for companion in filter(None, companions.values()):
+        printed_first = sorted(companion["artefacts"].items(), key=lambda item: not PRINTED.search(item[0]))
+        companion["artefacts"] = dict(printed_first)
     return [
-        Page(path, f"{path.stem}.html", title(notebook["cells"]), notebook["metadata"]["companion"])
-        for path, notebook in notebooks.items()
-        if "companion" in notebook["metadata"]
+        Page(path, f"{path.stem}.html", title(notebooks[path]["cells"]), companion)
+        for path, companion in companions.items()
+        if companion
     ]
 
 

@@ -20,8 +20,8 @@ from robust_features.report.files import write
 
 NAME = "Robust and non-robust features"
 PREAMBLE = (
-    r"\documentclass{article}",
-    r"\usepackage[a4paper, landscape, margin=1.5cm]{geometry}",
+    r"\documentclass[8pt]{extarticle}",
+    r"\usepackage[a4paper, landscape, margin=1cm]{geometry}",
     r"\usepackage{booktabs, multirow}",
     r"\begin{document}",
 )
