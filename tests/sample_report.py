@@ -1,4 +1,4 @@
-"""A small project for the report's tests: params.yaml and notebooks in a temporary folder."""
+"""A small project for the report's tests: params.yaml, claims.yaml and notebooks in a temporary folder."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from robust_features import claims
 from robust_features.report import contents, figures, index, library, notebook, tables
 
 PARAMS = """
@@ -18,20 +19,37 @@ quick: &quick
   families: {layers: {}}
   constructed: {robust: {}}
   descendants: {trained: {}}
+  transfers: {}
 run: *quick
+"""
+CLAIMS = """
+agreement:
+  paper: Kim et al. 2021
+  place: Table 2
+  artefact: kim-table-2
+  claim: one network agrees more than the other
+  rule: {compare: network, more: vgg16, less: wrn28-10}
+crossing:
+  paper: ours, on Kim et al. 2021
+  place: control of Fig. 5
+  artefact: [kim-figure-5, kim-table-2]
+  claim: R stays above ten
+  rule: {above: 10}
 """
 ARTEFACTS = {"kim-table-2": "Agreement", "kim-figure-5": "Along β"}
 COMPANION = {"paper": "Kim et al. 2021", "artefacts": ARTEFACTS}
 
 
 def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Point the report at `root`, which gets params.yaml, two sections and the groundwork notebooks."""
+    """Point the report at `root`, which gets params.yaml, claims.yaml, two sections and the groundwork notebooks."""
     places = {"REPORTS": root / "reports", "DATA": root / "data", "NOTEBOOKS": root / "notebooks"}
-    for module in (contents, figures, index, library, notebook, tables):
-        for name, place in {**places, "PARAMS": root / "params.yaml", "ROOT": root}.items():
+    files = {"PARAMS": root / "params.yaml", "CLAIMS": root / "claims.yaml", "ROOT": root}
+    for module in (claims, contents, figures, index, library, notebook, tables):
+        for name, place in {**places, **files}.items():
             if hasattr(module, name):
                 patch.setattr(module, name, place)
     (root / "params.yaml").write_text(PARAMS)
+    (root / "claims.yaml").write_text(CLAIMS)
     for name, section in (("11-first", "3.1"), ("12-second", "3.2")):
         write_notebook(root, name, ["# A *claim*"], companion={**COMPANION, "section": section})
     for name, *_ in contents.GROUNDWORK.values():

@@ -1,18 +1,25 @@
+import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from pydantic import TypeAdapter
 from scipy.stats import chi2_contingency
 from torch import Generator
 
-from robust_features import construction, datasets, hardware, store
+from robust_features import construction, datasets, hardware, store, training
+from robust_features.attacks import PGD
 from robust_features.batches import as_float
-from robust_features.construction import Recipe, Relabelled, Robustified, others
+from robust_features.construction import Recipe, Relabelled, Robustified, construct, others
 from robust_features.datasets import Digits, ImageSet
 from robust_features.models import VGG16, build
+from robust_features.objectives import Standard
+from robust_features.training import SGD, Trained, Training
 
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+SETTINGS = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), epochs=1,
+                    optimiser=SGD(learning_rate=0.1), monitor=PGD(epsilon=0.1, step_size=0.1))  # fmt: skip
 HALF_LEVEL = 0.5 / 255  # what rounding to uint8 moves a pixel by, at most
 
 
@@ -31,8 +38,8 @@ def images():
     return ImageSet(pixels, torch.arange(23) % 10, tuple("abcdefghij"), "noise")
 
 
-def make(construction, network, images, **options):
-    return construction(network, images, hardware=CPU, seed=0, **options)
+def make(how, network, images, **options):
+    return construct(how, network, images, hardware=CPU, seed=0, **options)
 
 
 def test_robustification_brings_the_representation_nearer_and_keeps_the_label(network, images):
@@ -77,7 +84,7 @@ def test_the_three_ways_to_choose_targets(network, images):
 
 def test_random_targets_do_not_know_the_original_label(images):
     many = replace(images, images=images.images[:1].expand(5000, -1, -1, -1), labels=torch.arange(5000) % 10)
-    _, targets = Relabelled(targets="random")._targets(many, seed=0)
+    _, targets = Relabelled(targets="random").plan(many, seed=0)
     table = torch.zeros(10, 10).index_put((many.labels, targets), torch.ones(5000), accumulate=True)
     assert table.sum(0).min() > 400 and chi2_contingency(table.numpy()).pvalue > 0.01
 
@@ -111,35 +118,48 @@ def data(tmp_path, monkeypatch, network):
         monkeypatch.setattr(module, "DATA", tmp_path)
     digits = Digits(train=20, validation=5, test=10, size=32)
     datasets.save("digits", datasets.read(digits, seed=0), digits)
-    store.save(store.folder("models", "sources/robust"), network.state_dict(), {})
+    trained = Trained(network, pd.DataFrame(columns=training.HISTORY))
+    training.save(store.folder("models", "sources/robust"), trained, SETTINGS, classes=tuple("0123456789"))
     return tmp_path
 
 
-def cook(recipe, network):
-    made = {
-        split: recipe.make(network, datasets.load(recipe.dataset, split), hardware=CPU, seed=3)
-        for split in recipe.splits
-    }
-    construction.save("new", recipe, made, seed=3)
-    return made
+def cook(recipe):
+    construction.make("new", recipe, hardware=CPU, seed=3, report=lambda line: None)
+    return {split: construction.load("new", split) for split in recipe.splits}
 
 
 def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
     recipe = Recipe(dataset="digits", family="sources", member="robust", make=Relabelled(targets="next", steps=2))
-    made = cook(recipe, network)["train"]
+    made = cook(recipe)["train"]
     assert torch.equal(datasets.load("new", "train").images, made.images.images)
     assert torch.equal(datasets.load("new", "test").images, datasets.load("digits", "test").images)
     again = construction.load("new", "train")
     assert torch.equal(again.began, made.began) and torch.equal(again.reached, made.reached)
 
 
+def test_a_set_made_for_tests_has_no_training_images(data):
+    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=1)))
+    assert [part.name for part in (data / "constructed" / "new").iterdir()] == ["test"]
+
+
+def test_an_interrupted_construction_goes_on_with_the_batches_that_are_missing(network, images, tmp_path, monkeypatch):
+    how, calls = Robustified(steps=3, step_size=0.2), []
+    whole = make(how, network, images, batch_size=6, resume=tmp_path)
+    shutil.rmtree(tmp_path / "12")
+    ascend = construction.ascend
+    monkeypatch.setattr(construction, "ascend", lambda *a, **k: calls.append(1) or ascend(*a, **k))
+    again = make(how, network, images, batch_size=6, resume=tmp_path)
+    assert len(calls) == 1 and torch.equal(again.images.images, whole.images.images)
+    assert torch.equal(again.after, whole.after) and torch.equal(again.reached, whole.reached)
+
+
 def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
     steps = Robustified(steps=3, step_size=0.2)
-    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("train", "test"), make=steps), network)
+    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("train", "test"), make=steps))
     card = store.load(data / "constructed" / "new" / "test").card
     recipe = TypeAdapter(Recipe).validate_python(card["recipe"])
     images = datasets.load(recipe.dataset, "test")
-    rebuilt = recipe.make(network, images, hardware=CPU, seed=card["seed"])
+    rebuilt = construct(recipe.make, network, images, hardware=CPU, seed=card["seed"])
     assert torch.equal(rebuilt.images.images, datasets.load("new", "test").images)
     assert card["size"] == 10 and card["mean"]["after"] == pytest.approx(rebuilt.after.mean().item())
     assert card["source_sha256"] == store.load(store.folder("models", "sources/robust")).card["sha256"]

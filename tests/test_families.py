@@ -24,7 +24,7 @@ MACHINE = HardwareSettings(device="cpu", threads=1)
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    for module in (datasets, families, store, training, evaluation):
+    for module in (datasets, families, store):
         monkeypatch.setattr(module, "DATA", tmp_path)
     digits = Digits(train=64, validation=20, test=20, size=32)
     datasets.save("digits", datasets.read(digits, seed=0), digits)

@@ -109,6 +109,28 @@ def test_the_index_lists_artefacts_thumbnails_and_groundwork(project):
     assert "digits-vgg16-standard (not made)" in html and "Distillations" in html and '<a href="11-first.html">' in html
 
 
+def test_the_index_begins_with_a_row_a_claim_that_links_to_its_evidence(project):
+    page = project / "reports/quick/12-second.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    html = index.scale_index(contents.load_run()).read_text("utf-8")
+    rows = re.findall(r"<tr><td class=.*?</tr>", html.partition('class="ledger"')[2], re.DOTALL)
+    assert html.index('class="ledger"') < html.index('id="paper-1"') and len(rows) == 2
+    assert '<a href="12-second.html#kim-table-2">' in rows[0] and "ours" not in rows[0]
+    assert '<a href="12-second.html#kim-figure-5">' in rows[1] and '<i class="ours">ours</i> control' in rows[1]
+
+
+def test_the_index_shows_another_verdict_when_a_result_changes(project):
+    table = project / "reports/quick/tables/kim-table-2.csv"
+    table.parent.mkdir(parents=True)
+    for low, high, word in ((80, 90, "holds"), (0, 9, "does not hold"), (30, 50, "undecided")):
+        table.write_text(f"network,paper,ours,low,high\nvgg16,,40,{low},{high}\nwrn28-10,,40,35,45\n")
+        html = index.scale_index(contents.load_run()).read_text("utf-8")
+        assert re.search(
+            rf'<td class="{word.replace(" ", "-")}"><b aria-hidden="true">.</b> {word}</td>\n<td>one', html
+        )
+
+
 def test_the_first_page_leads_to_every_scale_there_is(project):
     for scale in ("quick", "published/gpu"):
         (project / "reports" / scale).mkdir(parents=True)

@@ -1,26 +1,69 @@
-"""Claims of the papers against measured rows: verdicts are computed, never typed."""
+"""Claims of the papers against the results on disk: verdicts are computed, never typed."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from robust_features.paths import CLAIMS
+from robust_features.paths import CLAIMS, REPORTS
+from robust_features.settings import UserError, settings
+
+OURS = "ours, on "
+Words = Literal["holds", "partly", "does not hold", "undecided", "not run at this scale"]
+BESIDES = ("value", "low", "high", "n", "unit", "paper", "difference", "reference")  # columns that are no dimensions
+
+
+@settings
+class Rule:
+    """Along the dimension `compare`, `more` exceeds `less` wherever two rows agree on all else; or every row is `above` a constant.
+
+    `where` and `unless` keep and leave out rows by the values of a dimension; two rows need not agree on what `ignore` lists."""
+
+    compare: str = ""
+    more: str = ""
+    less: str = ""
+    above: float | None = None
+    where: dict[str, list[str]] = field(default_factory=dict)
+    unless: dict[str, list[str]] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+
+@settings
+class Entry:
+    """One entry of claims.yaml; `paper: ours, on …` makes it a control of ours, `about` the paper that it names."""
+
+    paper: str
+    place: str
+    artefact: str | list[str]
+    claim: str
+    rule: Rule
+
+    @property
+    def ours(self) -> bool:
+        return self.paper.startswith(OURS)
+
+    @property
+    def about(self) -> str:
+        return self.paper.removeprefix(OURS)
+
+    @property
+    def artefacts(self) -> list[str]:
+        return [self.artefact] if isinstance(self.artefact, str) else self.artefact
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the rows say of a claim: in how many comparisons the 95 % intervals part its way, the other way, or overlap."""
 
-    claim: str
-    place: str
+    entry: Entry
     confirmed: int
     reversed: int
     undecided: int
 
     @property
-    def word(self) -> Literal["holds", "partly", "does not hold", "undecided", "not run at this scale"]:
+    def word(self) -> Words:
         if self.confirmed + self.reversed + self.undecided == 0:
             return "not run at this scale"
         if self.reversed + self.undecided == 0:
@@ -31,21 +74,48 @@ class Verdict:
 
     def _repr_markdown_(self) -> str:
         counts = f"{self.confirmed} comparisons for it, {self.reversed} against it, {self.undecided} with overlapping intervals"
-        return f"> **{self.word}** — {self.claim} ({self.place}: {counts})"
+        return f"> **{self.word}** — {self.entry.claim} ({self.entry.place}: {counts})"
 
 
-def verdict(claim: str, rows: pd.DataFrame) -> Verdict:
-    """Judge an entry of claims.yaml by its rule: `more` exceeds `less` in every group of rows that agree on all else.
+def entries() -> dict[str, Entry]:
+    """Every entry of claims.yaml, in its order. Raises ValidationError, which names the entry and the key that is wrong."""
+    return TypeAdapter(dict[str, Entry]).validate_python(YAML(typ="safe").load(CLAIMS))
 
-    Rows are tidy: dimensions, value, low, high. A rule is {compare: a dimension, more, less, where: {dimension: [values]}}.
-    Raises KeyError for an unknown claim.
-    """
-    entry: dict[str, Any] = YAML(typ="safe").load(CLAIMS)[claim]
-    rule = entry["rule"]
-    for dimension, allowed in rule.get("where", {}).items():
-        rows = rows[rows[dimension].isin(allowed)]
-    same = [c for c in rows.columns if c not in (rule["compare"], "value", "low", "high", "n", "unit")]
-    sides = [rows[rows[rule["compare"]] == rule[side]].set_index(same) for side in ("more", "less")]
-    more, less = (side.loc[sides[0].index.intersection(sides[1].index)] for side in sides)
-    confirmed, reverse = int((more["low"] > less["high"]).sum()), int((more["high"] < less["low"]).sum())
-    return Verdict(entry["claim"], entry["place"], confirmed, reverse, len(more) - confirmed - reverse)
+
+def verdict(claim: str, *, scale: str) -> Verdict:
+    """Judge an entry of claims.yaml by what reports/<scale>/ holds. Raises KeyError for an unknown claim."""
+    return judge(entries()[claim], scale=scale)
+
+
+def judge(entry: Entry, *, scale: str) -> Verdict:
+    """Apply an entry's rule to the CSVs of its artefacts; one that is not there has no rows.
+
+    A value without interval overlaps with every other. Raises UserError if the rule names a dimension that the rows lack."""
+    rule, rows = entry.rule, pd.concat([measured(artefact, scale=scale) for artefact in entry.artefacts])
+    if rows.empty:
+        return Verdict(entry, 0, 0, 0)
+    if lacking := {*rule.where, *rule.unless, *rule.ignore, rule.compare} - {*rows, ""}:
+        raise UserError(f"claims.yaml, {entry.claim!r}: {entry.artefact} has no column {', '.join(sorted(lacking))}")
+    for dimension, values in rule.where.items():
+        rows = rows[rows[dimension].isin(values)]
+    for dimension, values in rule.unless.items():
+        rows = rows[~rows[dimension].isin(values)]
+    if rule.above is not None:
+        pairs = rows.assign(low_less=rule.above, high_less=rule.above)
+    else:
+        same = [column for column in rows if column not in (*BESIDES, *rule.ignore)]
+        sides = (rows[rows[rule.compare] == side].assign(**{rule.compare: ""}) for side in (rule.more, rule.less))
+        pairs = pd.merge(*sides, on=same, suffixes=("", "_less"), validate="one_to_one")
+    confirmed = int((pairs["low"] > pairs["high_less"]).sum())
+    against = int((pairs["high"] < pairs["low_less"]).sum())
+    return Verdict(entry, confirmed, against, len(pairs) - confirmed - against)
+
+
+def measured(artefact: str, *, scale: str) -> pd.DataFrame:
+    """The measured rows of a table's or figure's CSV: dimensions as text; value, low, high as numbers, NaN where there is none."""
+    path = next((REPORTS / scale).glob(f"*/{artefact}.csv"), None)
+    if path is None:
+        return pd.DataFrame()
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns={"ours": "value"})
+    numbers = rows.reindex(columns=["value", "low", "high"]).apply(pd.to_numeric)
+    return rows.assign(**numbers)[numbers.notna().any(axis=1)]

@@ -1,20 +1,24 @@
 """Datasets that a network makes of a dataset: robustified images, and images labelled with the class they were moved to.
 
-A new one: its class with `__call__`, and its place in `Construction`.
+A new one: its class with `plan`, `outputs`, `goal`, `distance`, `reached`, and its place in `Construction`.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import inf
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features import datasets, noise, store
-from robust_features.attacks import PGD, Ball, ascend, l2
+from robust_features import datasets, noise, store, training
+from robust_features.attacks import Ball, ascend, l2
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH, side_by_side
@@ -23,6 +27,8 @@ from robust_features.hardware import Hardware
 from robust_features.models import Network, folded
 from robust_features.paths import DATA
 from robust_features.settings import describe, nearest, settings
+
+MEASURES = ("began", "l2", "before", "after", "reached")
 
 
 @dataclass(frozen=True)
@@ -50,39 +56,27 @@ class Robustified:
     step_size: PositiveFloat = 0.05
     enough: NonNegativeFloat = 0.0
 
-    def __call__(
-        self, network: Network, images: ImageSet, *, hardware: Hardware, seed: int, batch_size: int = BATCH
-    ) -> Constructed:
-        """An image for each of `images`, the same whatever the batch size."""
-        network, began = hardware.place(folded(network)), others(len(images), seed)
+    @property
+    def ball(self) -> Ball:
+        return Ball("l2", inf)
 
-        def represent(x: Tensor) -> Tensor:
-            return network.features(x, network.representation).float().flatten(1)
+    def plan(self, images: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices of the images to begin from, and the labels."""
+        return others(len(images), seed), images.labels
 
-        def one_batch(first: int) -> tuple[Tensor, ...]:
-            rows = slice(first, first + batch_size)
-            wanted, start = (as_float(images.images[index].to(hardware.device)) for index in (rows, began[rows]))
-            with hardware.autocast(), torch.no_grad():
-                target = represent(wanted)
-                before = (represent(start) - target).norm(dim=1)
-                found = ascend(
-                    represent,
-                    lambda z, at: -(z - target[at]).norm(dim=1),
-                    start,
-                    ball=Ball("l2", inf),
-                    step_size=self.step_size,
-                    steps=self.steps,
-                    stop=(lambda z, at: (z - target[at]).norm(dim=1) <= self.enough * before[at])
-                    if self.enough
-                    else None,
-                )
-                stored = _stored(found)
-                after = (represent(as_float(stored)) - target).norm(dim=1)
-            return stored, l2(as_float(stored) - start), before, after, after <= before / 10
+    def outputs(self, network: Network, images: Tensor) -> Tensor:
+        """(n, d) representations."""
+        return network.features(images, network.representation).float().flatten(1)
 
-        stored, distance, before, after, reached = _columns(one_batch, len(images), batch_size, hardware)
-        made = ImageSet(stored, images.labels, images.classes, f"{images.name}, robustified")
-        return Constructed(made, began, distance, before, after, reached)
+    def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
+        """What the outputs of these rows are to become: of uint8 images and labels on the device."""
+        return self.outputs(network, as_float(images[rows]))
+
+    def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        return (outputs - goal).norm(dim=1)
+
+    def reached(self, outputs: Tensor, goal: Tensor, before: Tensor) -> Tensor:
+        return self.distance(outputs, goal) <= before / 10
 
 
 @settings
@@ -98,42 +92,33 @@ class Relabelled:
     epsilon: PositiveFloat = 0.5
     step_size: PositiveFloat = 0.1
     steps: PositiveInt = 100
+    enough: ClassVar[float] = 0.0
 
-    def __call__(
-        self, network: Network, images: ImageSet, *, hardware: Hardware, seed: int, batch_size: int = BATCH
-    ) -> Constructed:
-        """An image for each of `images` (`every`: as many as there are classes), the same whatever the batch size."""
-        network, (began, targets) = hardware.place(folded(network)), self._targets(images, seed)
-        attack = PGD(
-            norm="l2",
-            epsilon=self.epsilon,
-            step_size=self.step_size,
-            steps=self.steps,
-            random_start=False,
-            targeted=True,
-        )
+    @property
+    def ball(self) -> Ball:
+        return Ball("l2", self.epsilon)
 
-        def one_batch(first: int) -> tuple[Tensor, ...]:
-            rows = slice(first, first + batch_size)
-            start, target = as_float(images.images[began[rows]].to(hardware.device)), targets[rows].to(hardware.device)
-            with hardware.autocast(), torch.no_grad():
-                stored = _stored(attack(network, start, target, generator=Generator()))
-                before, logits = (network(x).float() for x in (start, as_float(stored)))
-            losses = (F.cross_entropy(z, target, reduction="none") for z in (before, logits))
-            return stored, l2(as_float(stored) - start), *losses, logits.argmax(1) == target
-
-        stored, distance, before, after, reached = _columns(one_batch, len(targets), batch_size, hardware)
-        made = ImageSet(stored, targets, images.classes, f"{images.name}, relabelled")
-        return Constructed(made, began, distance, before, after, reached)
-
-    def _targets(self, images: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
-        """Indices of the images to begin from, and their targets."""
+    def plan(self, images: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices of the images to begin from, and their targets; of `every`, as many an image as there are classes."""
         count, classes, everyone = len(images), len(images.classes), torch.arange(len(images))
         if self.targets == "next":
             return everyone, (images.labels + 1) % classes
         if self.targets == "every":
             return everyone.repeat_interleave(classes), torch.arange(classes).repeat(count)
         return everyone, (noise.uniform(_keys(count, seed), (1,)).squeeze(1) * classes).long()
+
+    def outputs(self, network: Network, images: Tensor) -> Tensor:
+        """(n, classes) logits."""
+        return network(images).float()
+
+    def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
+        return labels[rows]
+
+    def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, goal, reduction="none")
+
+    def reached(self, outputs: Tensor, goal: Tensor, before: Tensor) -> Tensor:
+        return outputs.argmax(1) == goal
 
 
 Construction = Annotated[Robustified | Relabelled, Field(discriminator="kind")]
@@ -148,6 +133,7 @@ class Recipe:
     member: str
     make: Construction
     splits: Annotated[tuple[Literal["train", "test"], ...], Field(min_length=1)] = ("train",)
+    batch_size: PositiveInt = BATCH
 
     def problem(self, families: Mapping[str, Any]) -> str:
         """What it refers to that is not there; empty if nothing."""
@@ -157,15 +143,95 @@ class Recipe:
         return "" if self.member in members else f"member: no member '{self.member}'{nearest(self.member, members)}"
 
 
+def make(id: str, recipe: Recipe, *, hardware: Hardware, seed: int, report: Callable[[str], None] = print) -> None:
+    """Make the splits of a recipe and write data/constructed/<id>/<split>/.
+
+    If the training images are made, the splits that are not are those of the dataset they were made of. An interrupted run
+    goes on with the batches that are not finished.
+    """
+    source = f"{recipe.family}/{recipe.member}"
+    network, _ = training.load(source, hardware=hardware)
+    images = {split: datasets.load(recipe.dataset, split) for split in recipe.splits}
+    pixels = (part.images for part in images.values())
+    place = store.interrupted("construction", [describe(recipe), seed], [*pixels, *network.state_dict().values()])
+    made = {
+        split: construct(
+            *(recipe.make, network, part),
+            **dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, resume=place / split, report=report),
+        )
+        for split, part in images.items()
+    }
+    save(id, recipe, made, seed=seed)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def construct(
+    how: Construction,
+    network: Network,
+    images: ImageSet,
+    *,
+    hardware: Hardware,
+    seed: int,
+    batch_size: int = BATCH,
+    resume: Path | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Constructed:
+    """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
+    network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
+    pool, wanted, finished, started = (
+        images.images.to(hardware.device),
+        labels.to(hardware.device),
+        count(1),
+        perf_counter(),
+    )
+    starts = list(range(0, len(labels), batch_size))
+
+    def one_batch(first: int) -> dict[str, Tensor]:
+        place, rows = resume / str(first) if resume else None, slice(first, first + batch_size)
+        if place and place.exists():
+            next(finished)
+            return store.load(place).tensors
+        start = as_float(pool[began[rows].to(hardware.device)])
+        with hardware.autocast(), torch.no_grad():
+            goal = how.goal(network, pool, wanted, rows)
+            before = how.distance(how.outputs(network, start), goal)
+            found = ascend(
+                lambda x: how.outputs(network, x),
+                lambda outputs, at: -how.distance(outputs, goal[at]),
+                start,
+                ball=how.ball,
+                step_size=how.step_size,
+                steps=how.steps,
+                stop=(lambda z, at: how.distance(z, goal[at]) <= how.enough * before[at]) if how.enough else None,
+            )
+            stored = (255 * found).round().byte()  # what a dataset keeps
+            outputs = how.outputs(network, as_float(stored))
+            after, reached = how.distance(outputs, goal), how.reached(outputs, goal, before)
+        moved = l2(as_float(stored) - start)
+        part = dict(images=stored, l2=moved, before=before, after=after, reached=reached)
+        if place:
+            store.save(place, part, {})
+        number = next(finished)
+        if report and number % -(-len(starts) // 10) == 0:
+            left = (perf_counter() - started) / number * (len(starts) - number)
+            report(f"{number} of {len(starts)} batches of {batch_size}, {left:.0f} s left")
+        return part
+
+    parts = side_by_side(one_batch, starts, hardware)
+    columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+    made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
+    return Constructed(made, began, **columns)
+
+
 def save(id: str, recipe: Recipe, made: dict[str, Constructed], *, seed: int) -> None:
-    """Write data/constructed/<id>/<split>/: the made splits, and the others as they are in the dataset it was made of.
+    """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
 
     The card tells the recipe, the checksums of network and images, the share that reached its target, and mean distances.
     """
     source = store.load(store.folder("models", f"{recipe.family}/{recipe.member}")).card["sha256"]
     card = {"recipe": describe(recipe), "seed": seed, "source_sha256": source}
     with atomic(DATA / "constructed" / id) as partial:
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "test") if "train" in made else made:
             base = store.load(datasets.folder(recipe.dataset) / split)
             own = {"base_sha256": base.card["sha256"], "classes": base.card["classes"]}
             if split not in made:
@@ -175,15 +241,13 @@ def save(id: str, recipe: Recipe, made: dict[str, Constructed], *, seed: int) ->
             means = {name: getattr(part, name).mean().item() for name in ("l2", "before", "after")}
             own |= {"size": len(part.images), "reached": part.reached.float().mean().item(), "mean": means}
             tensors = {"images": part.images.images, "labels": part.images.labels}
-            tensors |= {name: getattr(part, name) for name in ("began", "l2", "before", "after", "reached")}
-            store.save(partial / split, tensors, card | own)
+            store.save(partial / split, tensors | {name: getattr(part, name) for name in MEASURES}, card | own)
 
 
 def load(id: str, split: str) -> Constructed:
     """A made split of data/constructed/<id>/."""
     tensors = store.load(DATA / "constructed" / id / split).tensors
-    rest = {name: tensors[name] for name in ("began", "l2", "before", "after", "reached")}
-    return Constructed(datasets.load(id, split), **rest)
+    return Constructed(datasets.load(id, split), **{name: tensors[name] for name in MEASURES})
 
 
 def others(count: int, seed: int) -> Tensor:
@@ -196,15 +260,3 @@ def others(count: int, seed: int) -> Tensor:
 
 def _keys(count: int, seed: int) -> Tensor:
     return noise.image_keys(count, Generator().manual_seed(seed))
-
-
-def _stored(images: Tensor) -> Tensor:
-    """uint8, rounded: what a dataset keeps."""
-    return (255 * images).round().byte()
-
-
-def _columns(
-    function: Callable[[int], tuple[Tensor, ...]], count: int, batch_size: int, hardware: Hardware
-) -> list[Tensor]:
-    parts = side_by_side(function, list(range(0, count, batch_size)), hardware)
-    return [torch.cat([t.cpu() for t in column]) for column in zip(*parts, strict=True)]

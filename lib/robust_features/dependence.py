@@ -19,9 +19,9 @@ def gaussian_kernel(x: Tensor, bandwidth: Bandwidth = 5.0) -> Tensor:
     """
     gram = linear_kernel(x)
     squares = gram.diagonal(dim1=-2, dim2=-1)
-    distances = (squares[..., :, None] + squares[..., None, :] - 2 * gram).clamp_min(0)
+    distances = torch.sub(squares[..., :, None] + squares[..., None, :], gram, alpha=2).clamp_min(0)
     if bandwidth != "median":
-        return (-distances / (2 * bandwidth**2 * x.shape[-1])).exp()
+        return (distances * (-0.5 / (bandwidth**2 * x.shape[-1]))).exp()
     count = _count(gram, 2)
     pairs = distances.detach()[..., *torch.triu_indices(count, count, 1, device=x.device)]
     return (-distances / (2 * pairs.median(-1).values.clamp_min(1e-12)[..., None, None])).exp()
@@ -55,7 +55,7 @@ def normalised_hsic(first: Tensor, second: Tensor, epsilon: float = 1e-5) -> Ten
     Kernels of several layers or channels may be stacked in front; the other's R is then computed once.
     """
     _count(first, 2)
-    return (_ridge(first, epsilon) * _ridge(second, epsilon).mT).sum((-2, -1))
+    return torch.einsum("...ij,...ji->...", _ridge(first, epsilon), _ridge(second, epsilon))
 
 
 @settings

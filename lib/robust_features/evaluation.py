@@ -1,7 +1,5 @@
 """Running a network, and an attack on it, over a whole set of images; memory is bounded by the batch."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,6 @@ from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware
 from robust_features.models import Network, folded, frozen
-from robust_features.paths import DATA
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
@@ -104,11 +101,9 @@ def attack_each(
 
 
 def resume_folder(attacks: dict[str, Attack], network: Network, images: ImageSet, *, seed: int) -> Path:
-    """Where the finished attacks of an interrupted evaluation are kept: outside DVC's outputs, which it deletes."""
-    key = hashlib.sha256(json.dumps([seed, {name: describe(a) for name, a in attacks.items()}]).encode())
-    for tensor in (images.images, images.labels, *network.state_dict().values()):
-        key.update(tensor.cpu().contiguous().numpy().tobytes())
-    return DATA / "interrupted" / f"attacks-{key.hexdigest()[:16]}"
+    """Where the finished attacks of an interrupted evaluation are kept."""
+    settings = [seed, {name: describe(attack) for name, attack in attacks.items()}]
+    return store.interrupted("attacks", settings, [images.images, images.labels, *network.state_dict().values()])
 
 
 def save(folder: Path, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
@@ -151,6 +146,16 @@ def measures(models: dict[str, dict[str, str]], names: Collection[str]) -> pd.Da
             for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
                 rows.append({**dimensions, "example": name, "measure": measure, **values})
     return pd.DataFrame(rows)
+
+
+def across(networks: dict[str, Network], sets: dict[str, ImageSet], *, hardware: Hardware) -> pd.DataFrame:
+    """Accuracy of every network on every set of images: classifier, test set, value, low, high, n in percent."""
+    return pd.DataFrame(
+        {"classifier": name, "test set": title, **asdict(accuracy_of(logits.argmax(1), images.labels))}
+        for name, network in networks.items()
+        for title, images in sets.items()
+        for logits in [predict(network, as_float(images.images), hardware=hardware)]
+    )
 
 
 def along_norm(

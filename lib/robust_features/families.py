@@ -1,13 +1,12 @@
 """Families: networks that a table or a figure compares, trained and attacked by one stage, on a CPU side by side."""
 
-import hashlib
-import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -39,6 +38,11 @@ class Family:
         """What a member's records are called, and what they are of: one of the first seed, `<member>-seed<n>` of others."""
         model, (first, *others) = self.members[member], self.seeds
         return {member: replace(model, seed=first)} | {f"{member}-seed{n}": replace(model, seed=n) for n in others}
+
+    @property
+    def radii(self) -> dict[str, str]:
+        """Members by the ε they are trained against, as tables name it: 1/4 → eps-1-4."""
+        return {str(Fraction(model.radius).limit_denominator(1024)): name for name, model in self.members.items()}
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -128,11 +132,13 @@ def _follow() -> None:
 
 def _interrupted(family: Family, seed: int) -> Path:
     """Where the finished members of an interrupted run of these settings on these images are kept."""
-    key = hashlib.sha256(json.dumps([seed, describe(family)], sort_keys=True).encode())
-    for dataset in sorted({model.dataset for model in family.members.values()}):
-        for split in ("train", "validation", "test"):
-            key.update((datasets.folder(dataset) / split / store.CARD).read_bytes())
-    return DATA / "interrupted" / f"family-{key.hexdigest()[:16]}"
+    datasets_used = sorted({model.dataset for model in family.members.values()})
+    cards = [
+        datasets.folder(name) / split / store.CARD
+        for name in datasets_used
+        for split in ("train", "validation", "test")
+    ]
+    return store.interrupted("family", [seed, describe(family), *(card.read_text() for card in cards)], [])
 
 
 def _silent(line: str) -> None:

@@ -22,6 +22,7 @@ from robust_features.objectives import Standard
 from robust_features.paths import PARAMS
 from robust_features.settings import UserError, nearest, settings
 from robust_features.training import Training
+from robust_features.transfer import Transfer
 
 
 @settings
@@ -52,6 +53,27 @@ class Xu:
 
 
 @settings
+class Study:
+    """Springer et al. 2021 on one dataset; what they need is named springer-<dataset>-…, `robust` is a member of the sources."""
+
+    dataset: str
+    robust: str
+
+
+@settings
+class Springer:
+    """What stands in for the two datasets of Springer et al. 2021; None: that one is not run."""
+
+    cifar10: Study
+    imagenet9: Study | None = None
+
+    @property
+    def studies(self) -> dict[str, Study]:
+        """By the paper's dataset, those that are run."""
+        return {name: study for name, study in vars(self).items() if study}
+
+
+@settings
 class Run:
     """One scale: what is read, trained, attacked and shown."""
 
@@ -67,7 +89,9 @@ class Run:
     families: dict[str, Family]
     constructed: dict[str, Recipe]
     descendants: dict[str, Family]  # families that are trained on constructed datasets
+    transfers: dict[str, Transfer]
     xu: Xu
+    springer: Springer
 
     def dimensions(self, *defences: str) -> dict[str, dict[str, str]]:
         """The models of these defences (of all, if none is named): id → its dataset, network and defence, as tables name them."""
@@ -83,6 +107,15 @@ class Run:
         attacks = self.attacks[self.models[model].dataset]
         plain = isinstance(self.models[model].objective, Standard)
         return {name: attack for name, attack in attacks.items() if not plain or name in self.kim.distilled}
+
+    def robustified(self, dataset: str) -> dict[str, str]:
+        """The test sets R_ε of a dataset: ε, as tables name it → id (Springer et al. 2021, Sec. 3.3)."""
+        return {
+            epsilon: name
+            for name, recipe in self.constructed.items()
+            for epsilon, member in self.families[recipe.family].radii.items()
+            if (recipe.dataset, recipe.splits, recipe.member) == (dataset, ("test",), member)
+        }
 
     def stand_ins(self, families: str = "") -> str:
         """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not.
@@ -170,12 +203,24 @@ def _dangling(run: Run) -> Iterator[str]:
             yield f"run.constructed.{name}.dataset: no dataset '{recipe.dataset}'{nearest(recipe.dataset, run.datasets)}"
         if problem := recipe.problem(run.families):
             yield f"run.constructed.{name}.{problem}"
+    for name, study in run.springer.studies.items():
+        place, sources = f"run.springer.{name}", f"springer-{study.dataset}-sources"
+        if sources not in run.families:
+            yield f"{place}.dataset: no family '{sources}'{nearest(sources, run.families)}"
+        elif study.robust not in (members := run.families[sources].members):
+            yield f"{place}.robust: no member '{study.robust}' of {sources}{nearest(study.robust, members)}"
+    for name, transfer in run.transfers.items():
+        if transfer.dataset not in run.datasets:
+            near = nearest(transfer.dataset, run.datasets)
+            yield f"run.transfers.{name}.dataset: no dataset '{transfer.dataset}'{near}"
+        if problem := transfer.problem(run.families):
+            yield f"run.transfers.{name}.{problem}"
     for dataset, attacks in run.attacks.items():
         for name in {*run.kim.distilled} - {*attacks}:
             yield f"run.attacks.{dataset}: no attack '{name}', which run.kim.distilled names{nearest(name, attacks)}"
     families = run.families | run.descendants
     members = (name for entry in families.values() for name in entry.members)
-    for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *members}:
+    for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *run.transfers, *members}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ STAGES = {
     "evaluations": "attack",
     "distillations": "distil",
     "families": "family",
+    "transfers": "transfer",
 }
 
 
@@ -38,6 +40,14 @@ def folder(kind: str, model_id: str) -> Path:
     """data/<kind>/<id>, or of a member <family>/<name> of a family data/families/<family>/<kind>/<name>."""
     family, _, name = model_id.rpartition("/")
     return DATA / "families" / family / kind / name if family else DATA / kind / name
+
+
+def interrupted(kind: str, settings: Any, tensors: Iterable[Tensor]) -> Path:
+    """data/interrupted/<kind>-<hash of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for tensor in tensors:
+        key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return DATA / "interrupted" / f"{kind}-{key.hexdigest()[:16]}"
 
 
 def save(folder: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:

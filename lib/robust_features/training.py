@@ -1,7 +1,6 @@
 """Training: one settings object in, one network and its history out; interrupted runs resume to the same bits."""
 
-import hashlib
-import json
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from robust_features.evaluation import attack_all, predict
 from robust_features.files import atomic
 from robust_features.hardware import Hardware
 from robust_features.models import Network, NetworkSettings
-from robust_features.objectives import Objective
-from robust_features.paths import DATA
+from robust_features.objectives import Objective, Standard
 from robust_features.regularisers import Mask, Regulariser
 from robust_features.settings import UserError, describe, settings
 
@@ -102,7 +100,13 @@ class Training:
     regulariser: Regulariser | None = None
     mask: Mask | None = None
     monitor: PGD  # the attack of the history, on the validation split
+    keep: Literal["last", "best"] = "last"  # best: the epoch with the highest clean accuracy on the validation split
     seed: NonNegativeInt = 0
+
+    @property
+    def radius(self) -> float:
+        """The epsilon it is trained against, ε of Springer et al. 2021; 0 for standard training."""
+        return 0.0 if isinstance(self.objective, Standard) else self.objective.attack.epsilon
 
     def build(self, classes: int) -> Network:
         """The untrained network."""
@@ -111,7 +115,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network after the last epoch, in eval mode, and one row an epoch: loss, validation accuracy (percent)."""
+    """The network after the last epoch (or the best), in eval mode, and one row an epoch: loss, validation accuracy (percent)."""
 
     network: Network
     history: pd.DataFrame
@@ -139,9 +143,10 @@ def train(
     schedule = settings.schedule.build(optimiser, settings.epochs, max(1, len(labels) // settings.batch_size))
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
     if resume and resume.exists():
         state = torch.load(resume, map_location=hardware.device, weights_only=True)
-        history = state.pop("history")
+        history, best = state.pop("history"), state.pop("best")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         report(f"resumed after epoch {len(history)} of {settings.epochs}")
@@ -156,23 +161,26 @@ def train(
         history.append(
             {"epoch": epoch, "loss": loss.item(), **_validate(network, splits["validation"], settings, hardware)}
         )
+        if settings.keep == "best" and history[-1]["clean"] > max((row["clean"] for row in history[:-1]), default=-1):
+            best = copy.deepcopy(network.state_dict())
         if resume:
+            state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
             with atomic(resume) as partial:
-                torch.save({name: part.state_dict() for name, part in parts.items()} | {"history": history}, partial)
+                torch.save(state, partial)
         row, seconds = history[-1], time.perf_counter() - started
         report(
             f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %  "
             f"attacked {row['attacked']:.1f} %  {seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
         )
+    if best:
+        network.load_state_dict(best)
     return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY))
 
 
 def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
-    """Where an interrupted run of these settings on these images is kept: outside DVC's outputs, which it deletes."""
-    key = hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode())
-    for images in splits.values():
-        key.update(images.images.numpy().tobytes() + images.labels.numpy().tobytes())
-    return DATA / "interrupted" / f"{key.hexdigest()[:16]}.pt"
+    """Where an interrupted run of these settings on these images is kept."""
+    images = (tensor for part in splits.values() for tensor in (part.images, part.labels))
+    return store.interrupted("training", describe(settings), images)
 
 
 def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ GROUNDWORK = {  # stage: its notebook, the dictionary of params.yaml whose keys 
     "family": ("06-families", "families", "Families"),
     "construct": ("03-constructed-datasets", "constructed", "Constructed datasets"),
     "descend": ("06-families", "descendants", "Families on constructed datasets"),
+    "transfer": ("07-transfer", "transfers", "Transfer"),
 }
 QUICK = """Quick scale: handwritten digits and narrow networks on a CPU. It shows that everything works and what each
 artefact looks like, not the paper's numbers."""

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_features.paths import REPORTS
 from robust_features.report import library, search
@@ -18,6 +18,9 @@ from robust_features.report.contents import (
 )
 from robust_features.report.files import write
 
+if TYPE_CHECKING:
+    from robust_features.claims import Verdict
+
 NAME = "Robust and non-robust features"
 PREAMBLE = (
     r"\documentclass[8pt]{extarticle}",
@@ -28,14 +31,15 @@ PREAMBLE = (
 
 
 def scale_index(run: dict[str, Any]) -> Path:
-    """Write the contents of one scale: per paper its artefacts, then the groundwork. What is not made has no link."""
+    """Write the contents of one scale: the claims, per paper its artefacts, then the groundwork. What is not made has no link."""
     target = REPORTS / run["scale"] / "index.html"
-    papers = groupby(sections(), key=lambda page: page.companion["paper"])
+    papers = groupby(pages := sections(), key=lambda page: page.companion["paper"])
     stages = groupby(groundwork(run), key=lambda page: page.stage)
     body = TEMPLATES.get_template("contents.html.j2").render(
         name=NAME,
         run=run,
         ledger=ledger(run),
+        home={artefact: page for page in pages for artefact in page.companion["artefacts"]},
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
         made=lambda file: (target.parent / file).exists(),
@@ -47,9 +51,14 @@ def scale_index(run: dict[str, Any]) -> Path:
     return target
 
 
-def ledger(run: dict[str, Any]) -> str:
-    """HTML of the claims and their verdicts, which will come first. There are none yet."""
-    return ""
+def ledger(run: dict[str, Any]) -> dict[str, list["Verdict"]]:
+    """The verdict on every claim, by paper; a control of ours stands with the paper that it controls."""
+    from robust_features.claims import entries, judge  # imports pandas, a second that running a notebook does without
+
+    papers: dict[str, list[Verdict]] = {}
+    for entry in entries().values():
+        papers.setdefault(entry.about, []).append(judge(entry, scale=run["scale"]))
+    return papers
 
 
 def all_scales() -> Path:
