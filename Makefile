@@ -4,6 +4,7 @@
 # make bench       times the library beside other implementations (README: where they come from)
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
+# make pages       render all pages anew from the results under data/, which it does not compute again
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -12,7 +13,7 @@ PYTHON ?= python3
 # The quick scale's networks are too narrow to share among cores: Kim et al. and the other papers run beside each other.
 stages = $(subst .,-,$(basename $(notdir $(wildcard notebooks/$(1)*.ipynb))))
 SIDE_BY_SIDE = { dvc --wait-for-lock repro $(call stages,1) & dvc --wait-for-lock repro $(call stages,[2-4]); others=$$?; wait $$! && exit $$others; }
-.PHONY: reproduce test bench lab publish lock lint clean
+.PHONY: reproduce test bench lab publish lock lint pages clean
 
 reproduce: .venv/installed
 ifdef SCALE
@@ -33,6 +34,9 @@ bench: .venv/installed
 lab: .venv/installed
 	jupyter lab notebooks
 
+pages: .venv/installed
+	dvc repro --force --single-item $$(dvc stage list --names-only | grep '^[1-9]') groundwork-pages index
+
 publish: .venv/installed
 	python -m robust_features.report.notebook publish
 
@@ -44,7 +48,9 @@ lock: .venv/uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt
 
 clean:
-	rm -rf data/code data/datasets data/models data/evaluations data/distillations data/runs data/failed data/interrupted data/params-checked reports/quick reports/index.html
+	mkdir -p data reports
+	find data -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
+	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 
 .venv/installed: requirements.txt pyproject.toml .venv/uv
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .

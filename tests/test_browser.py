@@ -1,6 +1,7 @@
 """Every page of the report in a browser: offline, without errors, complete, and as wide as the window."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,20 @@ import pytest
 from sample_report import make_project, write_notebook
 
 from robust_features import report
-from robust_features.paths import REPORTS
-from robust_features.report import contents, index, notebook, page
+from robust_features.paths import DATA, REPORTS
+from robust_features.report import contents, index, library, notebook, page
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM.exists() and DRIVER.exists()), reason="needs Debian's packages chromium and chromium-driver"
 )
+AXE = Path(os.environ.get("AXE", DATA / "downloads" / "axe.min.js"))
+RULES = """
+const done = arguments[0];
+axe.run({resultTypes: ["violations"]}).then(found => done(found.violations
+  .filter(each => ["serious", "critical"].includes(each.impact))
+  .map(each => [each.id, each.nodes.length, each.nodes[0].html.slice(0, 200)])));
+"""
 LOOK = """
 document.querySelectorAll('details').forEach(each => each.open = true);
 return {images: [...document.images].map(each => [each.alt, each.naturalWidth]),
@@ -69,13 +77,14 @@ def make_sample(root):
             if place.companion:
                 cell["outputs"] = [nbformat.v4.new_output("execute_result", {"text/html": shown.html})]
         page.render(made, root / "reports/quick" / place.file, run=run, page=place)
+    library.render(run)
     index.scale_index(run)
     index.all_scales()
     return notebook.REPORTS
 
 
 @pytest.fixture(scope="module")
-def visits(pages, tmp_path_factory):
+def browser(tmp_path_factory):
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -87,17 +96,26 @@ def visits(pages, tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
     try:
-        yield [visit(browser, path) for path in pages]
+        yield browser
     finally:
         browser.quit()
+
+
+@pytest.fixture(scope="module")
+def visits(browser, pages):
+    return [visit(browser, path) for path in pages]
+
+
+def resize(browser, width):
+    window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
 
 
 def visit(browser, path):
     browser.get(path.as_uri())
     seen, widths = browser.execute_script(LOOK), {}
     for width in (1280, 400):
-        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        resize(browser, width)
         widths[width] = browser.execute_script("return document.scrollingElement.scrollWidth")
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
@@ -133,3 +151,46 @@ def leads_somewhere(link):
 
 def test_no_page_scrolls_sideways(visits):
     assert not [(each.page.name, *wide) for each in visits for wide in each.widths.items() if wide[1] > wide[0]]
+
+
+def test_no_page_is_over_two_megabytes(pages):
+    assert not [(path.name, size) for path in pages if (size := path.stat().st_size) > 2_000_000]
+
+
+@pytest.mark.skipif(not AXE.exists(), reason=f"needs axe-core's axe.min.js as {AXE}, or where AXE says")
+@pytest.mark.parametrize(("width", "colours"), [(1280, "light"), (400, "dark")])
+def test_axe_finds_no_serious_violation(browser, pages, width, colours):
+    scheme = {"name": "prefers-color-scheme", "value": colours}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    resize(browser, width)
+    alike = {re.sub(r"(groundwork/[a-z]+)-.*", r"\1", path.as_posix()): path for path in pages}  # one page a stage
+    found = []
+    for path in alike.values():
+        if "published" not in path.parts:  # those are kept as they were made
+            browser.get(path.as_uri())
+            browser.execute_script(LOOK)
+            browser.execute_script(AXE.read_text("utf-8"))
+            found += [(path.name, *violation) for violation in browser.execute_async_script(RULES)]
+    assert not found
+
+
+def test_search_finds_headings_artefacts_and_functions_and_enter_follows_the_first(browser, pages):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def arrives(address):
+        here = "return document.readyState === 'complete' && location.href"
+        return WebDriverWait(browser, 20).until(lambda _: address in (browser.execute_script(here) or ""))
+
+    start = next(path for path in pages if path.name.startswith("11-") and "published" not in path.parts)
+    browser.get(start.as_uri())
+    box = browser.find_element("css selector", ".bar input")
+    box.send_keys("kim-table-2\n")
+    assert arrives("index.html?q=kim-table-2")
+    found = browser.find_elements("css selector", "#search li a")
+    assert found[0].text == "Table 2" and found[0].get_attribute("href").endswith("#kim-table-2")
+    box = browser.find_element("css selector", "#search input")
+    box.clear()
+    box.send_keys("Ball")
+    assert "attacks.ball" in browser.find_element("css selector", "#search ol").text
+    box.send_keys("\n")
+    assert arrives("library.html#")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_features.models import VGG16, ResNet18, ResNetV2, Victim, WideResNet, build, folded, frozen
+from robust_features.models import VGG16, Network, ResNet18, ResNetV2, Victim, WideResNet, build, folded, frozen
 
 NARROW = [
     VGG16(width=0.125),
@@ -115,3 +115,13 @@ def test_folding_changes_neither_the_function_nor_the_original_nor_any_stage(set
         quick.head(z)
         assert torch.equal(z, kept), "the head works in place on nothing that is kept"
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_chain_of_ones_own_works_nowhere_in_place_and_needs_no_published_width():
+    mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10))
+    network, images = Network(dict(mine.named_children()), split="0"), torch.rand(2, 3, 8, 8)
+    kept = network.features(images).clone()
+    z = network.features(images)
+    network.head(z)
+    assert torch.equal(z, kept) and network.full_channels is None
+    assert network.representation == "2" and network.hidden == ("0", "1", "2")

@@ -99,3 +99,9 @@ def test_ci_runs_the_readmes_commands():
     assert {"make reproduce", "make test"} <= set(commands) and all(
         c in script for c in ("make reproduce", "make test")
     )
+
+
+def test_the_tutorial_needs_fewer_than_twenty_lines_after_the_cell_that_readers_replace():
+    code = [source(cell) for cell in cells(NOTEBOOKS / "70-your-own-network.ipynb", "code")]
+    (yours,) = [place for place, text in enumerate(code) if text.startswith("# YOURS")]
+    assert len("\n".join(code[yours + 1 :]).splitlines()) < 20

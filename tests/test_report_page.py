@@ -138,3 +138,12 @@ def test_the_first_page_leads_to_every_scale_there_is(project):
     html = index.all_scales().read_text("utf-8")
     assert '<a href="quick/index.html">quick</a>, run here' in html
     assert '<a href="published/gpu/index.html">gpu</a>, published' in html
+
+
+def test_one_latex_document_inputs_every_table_that_is_made(project):
+    write_notebook(project, "11-first", ["# First"], companion=companion(**{"p-table-1": "A", "p-table-2": "B"}))
+    tables = project / "reports/quick/tables"
+    tables.mkdir(parents=True)
+    (tables / "p-table-2.tex").touch()
+    latex = index.all_tables(contents.load_run()).read_text("utf-8")
+    assert latex.count("\\input") == 1 and "\\input{tables/p-table-2}" in latex and latex.endswith("\\end{document}\n")

@@ -104,11 +104,12 @@ def test_constants_keep_other_defences_from_the_papers_values():
     assert shown.rows.groupby("defence")["difference"].count().to_dict() == {"adversarial": 6, "standard": 0}
 
 
-def test_a_missing_value_and_several_units_are_shown():
+def test_a_missing_value_and_several_units_are_shown(reports):
     rows = agreement().assign(unit=["%", "L2"] * 3)
     rows.loc[0, ["value", "low", "high"]] = np.nan
     html = make(rows, artefact="norms").html
     assert "<b>–</b> %" in html and "<b>90.0</b> ±2.0 L2" in html and "in %" not in html
+    assert "-- \\%" in (reports / "quick/tables/norms.tex").read_text()
 
 
 def test_rows_that_fall_into_one_cell_or_lack_a_dimension_are_refused():

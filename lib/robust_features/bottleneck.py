@@ -67,6 +67,18 @@ def distil(
 
     One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
     image's σ depends on who shares its batch. Raises ValueError for features of one position: they have no variance.
+
+    >>> from robust_features.hardware import HardwareSettings, choose
+    >>> from robust_features.models import VGG16, build
+    >>> network, images = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(2, 3, 32, 32)
+    >>> z, hardware = network.eval().features(images), choose(HardwareSettings(device="cpu"))
+    >>> settings = Bottleneck(steps=5)
+    >>> found = distil(network, z, torch.tensor([3, 8]), settings, hardware=hardware, generator=Generator().manual_seed(0))
+    >>> found.sigma.shape, found.robust.dtype
+    (torch.Size([2, 32]), torch.bool)
+    >>> robust, nonrobust = found.split(z)
+    >>> torch.equal(robust + nonrobust, z)
+    True
     """
     if features[0, 0].numel() < 2:
         raise ValueError(
@@ -84,7 +96,11 @@ def distil(
 
 
 def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
-    """(N,) mean over channels of D_KL[N(z, σ_z²) ‖ N(z, σ²)], in nats (Eq. 4, with the authors' mean for the paper's sum)."""
+    """(N,) mean over channels of D_KL[N(z, σ_z²) ‖ N(z, σ²)], in nats (Eq. 4, with the authors' mean for the paper's sum).
+
+    >>> information_loss(variance=torch.tensor([[1.0, 4.0]]), sigma=torch.tensor([[1.0, 2.0]]))
+    tensor([0.])
+    """
     ratio = (variance + 1e-10) / (sigma.square() + 1e-10)
     return 0.5 * (ratio - ratio.log() - 1).mean(1)
 
@@ -96,7 +112,7 @@ def _distil(
     count, channels = z.shape[:2]
     variance = z.flatten(2).var(2)
     z = z.contiguous(memory_format=torch.channels_last)
-    beta = settings.beta * channels / network.full_channels
+    beta = settings.beta * channels / (network.full_channels or channels)
     rho = torch.zeros(
         count, channels, device=z.device, requires_grad=True
     )  # the paper's λ: σ = softplus(λ), ln 2 at first

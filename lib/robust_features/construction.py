@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
@@ -242,6 +243,17 @@ def load(id: str, split: str) -> Constructed:
     """A made split of data/constructed/<id>/."""
     tensors = store.load(DATA / "constructed" / id / split).tensors
     return Constructed(datasets.load(id, split), **{name: tensors[name] for name in MEASURES})
+
+
+def distances(sets: Mapping[str, str], split: str) -> pd.DataFrame:
+    """For made datasets, name → id, a row each: mean distance before and after, their ratio, L2 moved, percent reached, n."""
+    rows = {}
+    for name, id in sets.items():
+        made = load(id, split)
+        before, after, moved = (tensor.mean().item() for tensor in (made.before, made.after, made.l2))
+        row = {"distance before": before, "distance after": after, "before / after": before / after, "L2 moved": moved}
+        rows[name] = row | {"reached (%)": 100 * made.reached.float().mean().item(), "n": len(made.l2)}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def approach(outputs: Outputs, distance: Distance, start: Tensor, *, steps: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What the bottleneck says of one model on clean and attacked images: computed once, stored, and read as rows of tables."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def distil_examples(
     *,
     hardware: Hardware,
     seed: int,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
     """Channel indices and predictions for every set of (N, C, H, W) images, `clean` among them (Kim et al. 2021, Sec. 3).
 
@@ -39,6 +41,7 @@ def distil_examples(
     classes = network.head(z["clean"][:1].to(hardware.device)).shape[1]
     given = {"true": labels, "predicted": result["prediction/clean/Int"]}
     random = torch.randint(classes, labels.shape, generator=Generator().manual_seed(seed))
+    started, finished, total = time.perf_counter(), 0, 3 + 2 * (len(z) - 1)
 
     def apply(robust: Tensor, name: str, index: str) -> None:
         z_r = z[name] * robust[:, :, None, None]
@@ -46,10 +49,13 @@ def distil_examples(
         result[f"prediction/{name}/{index}/NR"] = decide(network, z[name] - z_r, hardware=hardware)
 
     def judge(name: str, label: str, target: Tensor) -> Tensor:
+        nonlocal finished
         generator = Generator().manual_seed(seed)
         found = distil(network, z[name], target, settings, hardware=hardware, generator=generator)
         result[f"sigma/{name}/{label}"], result[f"robust/{name}/{label}"] = found.sigma, found.robust
         result[f"variance/{name}"] = found.variance
+        finished, seconds = finished + 1, time.perf_counter() - started
+        report(f"{name}, {label} label: {seconds:.1f} s, {seconds / finished * (total - finished):.0f} s left")
         return found.robust
 
     for label, target in (given | {"random": random}).items():

@@ -27,6 +27,9 @@ def learn(variances: Tensor, epsilon: float) -> Learned:
 
     The worst δ is (λ Σ_r − 1)⁻¹ (x − y μ); at the optimum its mean square is Σ_i 1 / (λ² σ_i), σ the eigenvalues of Σ_r, which
     falls as λ grows. Raises ValueError for a negative ε or variances that are not positive.
+
+    >>> learn(torch.tensor([4.0, 0.16]), epsilon=1.0).variances.round(decimals=2)
+    tensor([6.0700, 1.6500], dtype=torch.float64)
     """
     s = variances.double()
     if epsilon < 0 or not (s > 0).all():

@@ -16,6 +16,11 @@ def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
     """(count,) int64 keys below 2³²; splitting `count` over several calls gives the same keys.
 
     Keys that were drawn before are handed on as they are: an attack made of attacks keeps each image's own.
+
+    >>> all_at_once = uniform(image_keys(4, Generator().manual_seed(0)), (3,))
+    >>> generator = Generator().manual_seed(0)
+    >>> torch.equal(torch.cat([uniform(image_keys(2, generator), (3,)) for _ in range(2)]), all_at_once)
+    True
     """
     if isinstance(generator, Tensor):
         return generator

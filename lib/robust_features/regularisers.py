@@ -25,6 +25,12 @@ class IBRAR:
 
     Of an adversarial objective T_l is of the attacked images, of one with two passes of both; X are the clean images. With
     every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
+
+    >>> from robust_features.models import VGG16, build
+    >>> network, images, labels = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(8, 3, 32, 32), torch.arange(8)
+    >>> inputs, outputs = IBRAR().dependence(network, (network.activations(images),), images, labels)
+    >>> inputs.shape, bool((inputs > 0).all())  # a value for each of the five blocks
+    (torch.Size([5]), True)
     """
 
     kind: Literal["ibrar"] = "ibrar"

@@ -18,7 +18,12 @@ class UserError(Exception):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type) -> Any:
-    """Make `cls` a frozen, keyword-only dataclass that checks types and refuses unknown keys, proposing the nearest."""
+    """Make `cls` a frozen, keyword-only dataclass that checks types and refuses unknown keys, proposing the nearest.
+
+    >>> from robust_features.attacks import PGD
+    >>> PGD(epsilon="51/255", step_size=0.1).epsilon
+    0.2
+    """
     cls._known_keys = model_validator(mode="before")(classmethod(_known_keys))
     cls._repr_pretty_ = _repr_pretty
     return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(validate_default=True))
@@ -44,7 +49,11 @@ def describe(value: Any) -> dict[str, Any]:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`; did you mean …?` when one of the allowed words is close, else nothing."""
+    """`; did you mean …?` when one of the allowed words is close, else nothing.
+
+    >>> nearest("betta", ["beta", "steps"])
+    "; did you mean 'beta'?"
+    """
     close = difflib.get_close_matches(str(word), list(allowed), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -19,7 +19,12 @@ class Ball:
     epsilon: float
 
     def project(self, images: Tensor, centre: Tensor) -> Tensor:
-        """The point of the ball nearest to `images` (L∞), or nearest and then clipped to [0, 1] (L2)."""
+        """The point of the ball nearest to `images` (L∞), or nearest and then clipped to [0, 1] (L2).
+
+        >>> images, centre = torch.tensor([[[[0.9, 0.45]]]]), torch.full((1, 1, 1, 2), 0.5)
+        >>> Ball("linf", 0.1).project(images, centre)
+        tensor([[[[0.6000, 0.4500]]]])
+        """
         if self.norm == "linf":
             low, high = (centre - self.epsilon).clamp_min(0), (centre + self.epsilon).clamp_max(1)
             return torch.clamp(images, low, high)

@@ -15,7 +15,11 @@ from robust_features.settings import Pixels, settings
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) logit of the label minus the largest other logit: positive where the label is predicted."""
+    """(N,) logit of the label minus the largest other logit: positive where the label is predicted.
+
+    >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([1.])
+    """
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], -torch.inf)  # not zero: with negative logits zero would win
     return own - others.amax(1)
@@ -36,6 +40,10 @@ def ascend(
 
     `rows` are the places in the batch of the images that are still moving. All of them move to the end, and the last
     iterate is returned; with `stop`, also called with (outputs, rows), an image rests at its first iterate that stops it.
+
+    >>> black, brightness = torch.zeros(1, 1, 1, 2), lambda images: images.sum((1, 2, 3))
+    >>> ascend(brightness, lambda sums, rows: sums, black, ball=Ball("linf", 0.25), step_size=0.1, steps=3)
+    tensor([[[[0.2500, 0.2500]]]])
     """
     images = (centre if start is None else start).detach()
     rows, rested = torch.arange(len(images), device=images.device), []
@@ -67,6 +75,11 @@ class PGD:
     count: the others are fewer at every step. `restarts` are further attempts at what is not fooled yet.
     `loss: scaled-ce` divides the logits by their standard deviation over the classes, so that confidence does not flatten
     the softmax; `margin` is the largest other logit minus the label's (Carlini and Wagner 2017).
+
+    >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])  # the brighter pixel is the class
+    >>> attack = PGD(epsilon="51/255", step_size="51/255", steps=3)
+    >>> attack(nn.Flatten(), image, label, generator=Generator().manual_seed(0))
+    tensor([[[[0.4000, 0.7000]]]])
     """
 
     kind: Literal["pgd"] = "pgd"

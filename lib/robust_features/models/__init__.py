@@ -16,7 +16,14 @@ NetworkSettings = Annotated[VGG16 | WideResNet | ResNet18 | ResNetV2 | Victim, F
 
 
 def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = False) -> Network:
-    """The network with its first weights, which depend on `seed` alone; `masked`: with a channel mask behind its split."""
+    """The network with its first weights, which depend on `seed` alone; `masked`: with a channel mask behind its split.
+
+    >>> network = build(VGG16(width=1 / 16), 10, seed=0)
+    >>> network(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    >>> network.features(torch.zeros(2, 3, 32, 32)).shape, network.split
+    (torch.Size([2, 32, 2, 2]), 'conv')
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = settings.build(classes)

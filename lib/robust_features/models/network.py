@@ -56,9 +56,16 @@ class Network(nn.Module):
     """Named stages applied in order: (N, 3, H, W) in [0, 1] → (N, classes) logits.
 
     `split` names the stage whose output is Z = f_l(X) (Kim et al. 2021, Sec. 2): the last convolution before its ReLU.
-    `full_channels` is the number of channels of Z in the published architecture, which narrower versions are measured by.
+    `full_channels` is the number of channels of Z in the published architecture, by which narrower versions are measured.
     `representation` names the penultimate stage, rep(x) of Springer et al. 2021; `hidden` the T_l of Xu et al. 2022, Eq. 1.
-    No stage works in place, so features may be kept. A trunk that branches fits as one stage; a branching head does not.
+    Nothing works in place, so features may be kept. A trunk that branches fits as one stage; a branching head does not.
+
+    One's own chain needs no more than its stages, in order, and which of them is the split:
+
+    >>> mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    >>> network, images = Network(dict(mine.named_children()), split="0"), torch.rand(2, 3, 8, 8)
+    >>> torch.equal(network.head(network.features(images)), mine(images)), network.representation
+    (True, '2')
     """
 
     def __init__(
@@ -66,16 +73,20 @@ class Network(nn.Module):
         stages: dict[str, nn.Module],
         *,
         split: str,
-        full_channels: int,
-        representation: str,
-        hidden: tuple[str, ...],
+        full_channels: int | None = None,
+        representation: str | None = None,
+        hidden: tuple[str, ...] | None = None,
     ):
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.split, self.full_channels = split, full_channels
-        self.representation, self.hidden = representation, hidden
-        for name in (split, representation, *hidden):
+        self.representation = representation or [*stages][-2]
+        self.hidden = tuple(stages)[:-1] if hidden is None else hidden
+        for name in (split, self.representation, *self.hidden):
             self._check(name)
+        for module in self.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False
 
     def forward(self, images: Tensor) -> Tensor:
         for stage in self.stages.values():
@@ -137,7 +148,15 @@ def pooled() -> nn.Sequential:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients, as attacks and distillation need; both are restored afterwards."""
+    """Eval mode and no parameter gradients, as attacks and distillation need; both are restored afterwards.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> with frozen(layer):
+    ...     layer.training, layer.weight.requires_grad
+    (False, False)
+    >>> layer.training, layer.weight.requires_grad
+    (True, True)
+    """
     training = network.training
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     network.eval().requires_grad_(False)
@@ -153,6 +172,13 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy for eval mode in which every batch norm behind a convolution is part of it, and inner ReLUs work in place.
 
     The same function, up to rounding, with less memory to move: what an attack calls hundreds of times.
+
+    >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    >>> folded(layers)
+    Sequential(
+      (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+      (1): ReLU(inplace=True)
+    )
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):

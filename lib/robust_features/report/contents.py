@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class Page:
         return DATA / "runs" / f"{self.stage}-{self.key}.ipynb"
 
 
+LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
+PRINTED = re.compile("-(table|figure|equation|appendix)-")  # in the id of an artefact that the paper has too
+ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
+
+
 def load_run() -> dict[str, Any]:
     """The `run` of params.yaml, not validated: `params.load` does that, and imports torch."""
     return YAML(typ="safe").load(PARAMS)["run"]
@@ -53,10 +59,14 @@ def load_run() -> dict[str, Any]:
 def sections() -> list[Page]:
     """A page for every notebook that has `companion` in its metadata: paper, section, artefacts."""
     notebooks = {path: json.loads(path.read_text("utf-8")) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    companions = {path: notebook["metadata"].get("companion") for path, notebook in notebooks.items()}
+    for companion in filter(None, companions.values()):
+        printed_first = sorted(companion["artefacts"].items(), key=lambda item: not PRINTED.search(item[0]))
+        companion["artefacts"] = dict(printed_first)
     return [
-        Page(path, f"{path.stem}.html", title(notebook["cells"]), notebook["metadata"]["companion"])
-        for path, notebook in notebooks.items()
-        if "companion" in notebook["metadata"]
+        Page(path, f"{path.stem}.html", title(notebooks[path]["cells"]), companion)
+        for path, companion in companions.items()
+        if companion
     ]
 
 
@@ -76,6 +86,16 @@ def title(cells: list[dict[str, Any]]) -> str:
     return heading.translate({ord(mark): None for mark in "*`$"}).strip()
 
 
+def called(artefact: str) -> str:
+    """What readers call an artefact.
+
+    >>> called("kim-appendix-d"), called("xu-hsic")
+    ('Appendix D', 'HSIC')
+    """
+    words = artefact.split("-")[1:]
+    return " ".join(word.upper() if word in ACRONYMS else word.title() for word in words)
+
+
 def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: Page | None = None, **more: Any) -> str:
     """A whole HTML page to be written to `target`: navigation around `page`, banner of the scale, `body`, footer.
 
@@ -84,7 +104,7 @@ def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: P
         more["root"] = Path(os.path.relpath(REPORTS / run["scale"], target.parent)).as_posix()
         more["banner"] = {"quick": QUICK, "paper": ""}.get(run["scale"], run["title"])
     if run and page:
-        around = [None, *sections(), *groundwork(run), None]
+        around = [None, *sections(), *groundwork(run), LIBRARY, None]
         place = around.index(page)
         more |= {"page": page, "previous": around[place - 1], "next": around[place + 1]}
     style = Markup((TEMPLATE / "style.css").read_text("utf-8"))

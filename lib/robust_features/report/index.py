@@ -5,13 +5,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_features.paths import REPORTS
-from robust_features.report.contents import GROUNDWORK, TEMPLATES, frame, groundwork, load_run, sections
+from robust_features.report import library, search
+from robust_features.report.contents import (
+    GROUNDWORK,
+    LIBRARY,
+    TEMPLATES,
+    called,
+    frame,
+    groundwork,
+    load_run,
+    sections,
+)
 from robust_features.report.files import write
 
 if TYPE_CHECKING:
     from robust_features.claims import Verdict
 
 NAME = "Robust and non-robust features"
+PREAMBLE = (
+    r"\documentclass[8pt]{extarticle}",
+    r"\usepackage[a4paper, landscape, margin=1cm]{geometry}",
+    r"\usepackage{booktabs, multirow}",
+    r"\begin{document}",
+)
 
 
 def scale_index(run: dict[str, Any]) -> Path:
@@ -27,7 +43,9 @@ def scale_index(run: dict[str, Any]) -> Path:
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
         made=lambda file: (target.parent / file).exists(),
-        called=lambda artefact: artefact.partition("-")[2].replace("-", " ").title(),  # kim-appendix-d: Appendix D
+        called=called,
+        entries=search.entries(run, target.parent),
+        library=LIBRARY,
     )
     write(target, frame(body, target, title=f"{NAME}: {run['scale']}", run=run))
     return target
@@ -53,8 +71,19 @@ def all_scales() -> Path:
     return target
 
 
+def all_tables(run: dict[str, Any]) -> Path:
+    """Write tables.tex: one LaTeX document of every table that is made, in the order of the contents."""
+    target = REPORTS / run["scale"] / "tables.tex"
+    names = [f"tables/{artefact}" for page in sections() for artefact in page.companion["artefacts"]]
+    inputs = [f"\\input{{{name}}}\n\\clearpage" for name in names if (target.parent / f"{name}.tex").exists()]
+    write(target, "\n".join([*PREAMBLE, *inputs, "\\end{document}\n"]))
+    return target
+
+
 def index() -> Path:
-    """Write both, for params.yaml's run; the latter lists the former."""
+    """Write both, for params.yaml's run, and before them what they list: the library's page and the tables in LaTeX."""
+    library.render(load_run())
+    all_tables(load_run())
     target = scale_index(load_run())
     all_scales()
     return target

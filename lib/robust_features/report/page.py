@@ -29,6 +29,7 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
         config=Config({"NbConvertBase": {"display_data_priority": SHOWN}}),
     )
     body, _ = exporter.from_notebook_node(notebook)
+    body = body.replace("<pre>", '<pre tabindex="0">')  # what may scroll can be reached by keys
     headings = re.findall(r'<h2 id="([^"]+)">(.*?) <a ', body)
     toc = [(anchor, re.sub("<[^>]+>", "", heading)) for anchor, heading in headings]
     footer = notebook.metadata.get("provenance")
@@ -49,7 +50,7 @@ def mathml(latex: str, *, display: bool) -> str:
     math = convert(latex, display="block" if display else "inline")
     if odd := re.search(r'\\\w*|&(?!#|\w+;)|mathvariant="(?!normal)[^"]*"', math):
         raise UserError(f"equation {latex.strip()!r}: neither latex2mathml nor browsers know {odd[0]!r}; reword it")
-    return f'<span class="equation">{math}</span>' if display else math
+    return f'<span class="equation" tabindex="0">{math}</span>' if display else math
 
 
 class Renderer(IPythonRenderer):

@@ -48,9 +48,9 @@ LABELS = {
     **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
 }  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
-MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot"}
+MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
-SCROLL = '<div style="overflow-x: auto">\n'  # a wide table scrolls in its own box
+SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
 
 
 def label(value: object) -> str:
@@ -130,9 +130,11 @@ def table(
     write(folder / f"{artefact}.csv", tidy)
     write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}"), artefact, caption))
     body = grid("<b>{}</b>", "<small>{}</small>").to_html(escape=False, border=0)
-    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
+    body = body.replace("<th></th>", "<td></td>").replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
+    title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
     html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
-    write(folder / f"{artefact}.html", f'<meta charset="utf-8">\n<figure id="{artefact}">\n{html}\n</figure>\n')
+    head = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{artefact}</title>\n'
+    write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
     files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
     return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
 
@@ -186,5 +188,6 @@ def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
     styled = grid.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     text = re.sub(r"([&%$#_{}])", r"\\\1", caption)
     latex = styled.to_latex(hrules=True, multicol_align="c", caption=text, label=artefact)
+    latex = re.sub(r"(?<!\\)%", r"\\%", latex)  # of units, which would hide the rest of the row
     signs = {sign: f"$\\{name}$" for sign, name in MATH.items()} | {"−": "$-$", "–": "--"}
     return latex.translate(str.maketrans(signs))
