@@ -64,12 +64,33 @@ def distil_examples(
         for name in z:
             apply(robust, name, f"clean-{label}")
     for name in z:
-        apply(_shuffled(result["robust/clean/true"], seed), name, "clean-shuffled")
+        apply(shuffled(result["robust/clean/true"], seed), name, "clean-shuffled")
     for name in z.keys() - {"clean"}:
         for label, target in {"true": labels, "predicted": result[f"prediction/{name}/Int"]}.items():
             apply(judge(name, label, target), name, f"{name}-{label}")
-        apply(_shuffled(result[f"robust/{name}/true"], seed), name, f"{name}-shuffled")
+        apply(shuffled(result[f"robust/{name}/true"], seed), name, f"{name}-shuffled")
     return dict(sorted(result.items()))
+
+
+def halves(
+    network: Network,
+    images: Tensor,
+    settings: Bottleneck,
+    *,
+    hardware: Hardware,
+    seed: int,
+    given: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """(N,) classes that (N, C, H, W) images have by all channels (Int), the robust (R), the others (NR), as many at random as R.
+
+    The channel index is found for the labels `given`, by default for what the network predicts: then no label leaks.
+    """
+    z = features(network, images, hardware=hardware)
+    given = decide(network, z, hardware=hardware) if given is None else given
+    generator = Generator().manual_seed(seed)
+    robust = distil(network, z, given, settings, hardware=hardware, generator=generator).robust
+    kept = {"Int": torch.ones_like(robust), "R": robust, "NR": ~robust, "random": shuffled(robust, seed)}
+    return {name: decide(network, z * keep[:, :, None, None], hardware=hardware) for name, keep in kept.items()}
 
 
 def save(folder: Path, tensors: dict[str, Tensor], settings: Bottleneck) -> None:
@@ -132,7 +153,7 @@ def _share(hits: Tensor) -> Interval:
     return wilson(int(hits.sum()), len(hits))
 
 
-def _shuffled(robust: Tensor, seed: int) -> Tensor:
+def shuffled(robust: Tensor, seed: int) -> Tensor:
     """As many channels in every image, but chosen at random."""
     order = torch.rand(robust.shape, generator=Generator().manual_seed(seed)).argsort(1)
     return robust.gather(1, order)
