@@ -161,3 +161,27 @@ def xu_hsic(features: Tensor, labels: Tensor, images: Tensor, labels_kernel: str
     """Xu et al.'s dependence of flattened features on flattened images and on one-hot labels, σ = 5."""
     theirs = checkout("IB-RAR", "hsic").hsic_normalized_cca
     return theirs(features, images, sigma=5), theirs(features, labels, sigma=5, k_type_y=labels_kernel)
+
+
+def adam_robustification(
+    network: Network, wanted: Tensor, start: Tensor, *, steps: int, rate: float, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """(N,) distances of representations at the start and at the end of a plain loop: torch's Adam on each batch's pixels."""
+    first, last = [], []
+    for x, goal in zip(start.split(batch_size), wanted.split(batch_size), strict=True):
+        x = x.clone().requires_grad_(True)
+        with torch.no_grad():
+            goal = network.features(goal, network.representation).flatten(1)
+        optimiser = torch.optim.Adam([x], rate)
+        for step in range(steps + 1):
+            distance = (network.features(x, network.representation).flatten(1) - goal).norm(dim=1)
+            if step == 0:
+                first.append(distance.detach())
+            if step == steps:
+                last.append(distance.detach())
+                break
+            optimiser.zero_grad()
+            distance.sum().backward()
+            optimiser.step()
+            x.data.clamp_(0, 1)
+    return torch.cat(first), torch.cat(last)

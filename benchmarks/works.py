@@ -12,6 +12,7 @@ from benchmarks import peers
 from robust_features import attacks, bottleneck, datasets, evaluation, training
 from robust_features.attacks import PGD, CarliniWagner
 from robust_features.batches import Augmentation, as_float
+from robust_features.construction import Robustified, construct, others
 from robust_features.datasets import Digits, ImageSet
 from robust_features.dependence import HSIC
 from robust_features.evaluation import attack_all
@@ -27,6 +28,8 @@ FOUR |= {"RF": ("robust", "raise"), "RF2": ("robust", "lower")}
 
 ROBUST = ("block5", "fc1", "fc2")  # Xu et al.'s robust layers
 AS_THEIRS = bottleneck.Bottleneck(threshold="batch", batch_size=BATCH)
+
+ADAM_RATE, ADAM_STEPS = 0.1, 24  # of the plain robustification
 
 Outcome = dict[str, float]  # what both sides must agree on; accuracies in percent
 
@@ -123,6 +126,8 @@ def works(bench: Bench) -> list[Work]:
              _step(bench, _their_terms)),
         Work("dependence of 512 channels", "Xu et al.", (20, 100), hundred, _our_channels(bench), _their_channels(bench),
              warm=100, note="on labels and on images, of random features"),
+        Work("robustification, as near", "Adam, batch by batch", (3, 10), short, _our_images(bench), _their_images(bench), rounds=1,
+             note="20 of Polyak's steps; of Adam as many as come as near, at the best of its rates 0.01, 0.03, 0.1"),
         Work("AutoAttack, standard", "Croce and Hein", (3, 5), hundred,
              _lazy(bench, lambda: attacks.AutoAttack(epsilon=EPSILON)),
              _peer(bench, peers.autoattack, epsilon=EPSILON), rounds=1, warm=4, profiled=False),
@@ -295,5 +300,24 @@ def _their_channels(bench: Bench) -> Callable[[ImageSet], Outcome]:
         one_hot = F.one_hot(labels, 10).float()
         found = [peers.xu_hsic(f.flatten(1), one_hot, clean.flatten(1), "gaussian") for f in features.unbind(1)]
         return {"on_labels": sum(y for _, y in found).item() / 512, "on_images": sum(x for x, _ in found).item() / 512}
+
+    return theirs
+
+
+def _our_images(bench: Bench) -> Callable[[ImageSet], Outcome]:
+    def ours(images: ImageSet) -> Outcome:
+        how = Robustified(steps=20, step_size="polyak")
+        made = construct(how, bench.network, images, hardware=bench.hardware, seed=0, batch_size=BATCH)
+        return {"distance_left": 100 * (made.after.double().mean() / made.before.double().mean()).item()}
+
+    return ours
+
+
+def _their_images(bench: Bench) -> Callable[[ImageSet], Outcome]:
+    def theirs(images: ImageSet) -> Outcome:
+        wanted = as_float(images.images.to(bench.hardware.device)).contiguous()
+        start, options = wanted[others(len(images), 0)], dict(rate=ADAM_RATE, steps=ADAM_STEPS, batch_size=BATCH)
+        before, after = peers.adam_robustification(bench.plain.eval(), wanted, start, **options)
+        return {"distance_left": 100 * (after.double().mean() / before.double().mean()).item()}
 
     return theirs

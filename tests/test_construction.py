@@ -147,6 +147,15 @@ def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
     assert torch.equal(again.began, made.began) and torch.equal(again.reached, made.reached)
 
 
+def test_distances_are_the_means_of_what_was_made(data):
+    made = cook(
+        Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=2))
+    )
+    row = construction.distances({"it": "new"}, "test").loc["it"]
+    assert row["before / after"] == pytest.approx((made["test"].before.mean() / made["test"].after.mean()).item())
+    assert row["n"] == 10 and row["L2 moved"] == pytest.approx(made["test"].l2.mean().item())
+
+
 def test_a_set_made_for_tests_has_no_training_images(data):
     cook(Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=1)))
     assert [part.name for part in (data / "constructed" / "new").iterdir()] == ["test"]

@@ -4,12 +4,15 @@ from torch import Generator
 
 from robust_features import distillations, hardware, store
 from robust_features.attacks import PGD, CarliniWagner
+from robust_features.batches import as_float
 from robust_features.bottleneck import Bottleneck
 from robust_features.datasets import ImageSet
+from robust_features.distillations import distil_examples, halves
 from robust_features.evaluation import (
     GALLERY,
     Attacked,
     accuracy_of,
+    across,
     along_norm,
     attack_all,
     attack_each,
@@ -145,3 +148,25 @@ def test_accuracy_along_the_norm_counts_the_perturbations_up_to_it():
     rows = along_norm(found, labels, norm="l2", radii=torch.tensor([0.0, 0.2, 0.4]))
     assert rows[rows["example"] == "a"]["value"].tolist() == [75.0, 50.0, 25.0]
     assert rows[rows["example"] == "clean"]["value"].tolist() == [75.0, 75.0, 75.0]
+
+
+def test_every_network_is_shown_every_set(network, images):
+    rows = across({"one": network}, {"all": images, "few": images.take(slice(5))}, hardware=CPU)
+    right = predict(network, as_float(images.images), hardware=CPU).argmax(1) == images.labels
+    assert rows["value"].tolist() == pytest.approx(
+        [100 * right.float().mean().item(), 100 * right[:5].float().mean().item()]
+    )
+    assert rows[["classifier", "test set", "n"]].values.tolist() == [["one", "all", len(images)], ["one", "few", 5]]
+
+
+def test_halves_are_judged_with_the_networks_own_prediction_unless_another_label_is_given(network, images):
+    x, settings = as_float(images.images), Bottleneck(steps=5)
+    found = halves(network, x, settings, hardware=CPU, seed=0)
+    own = predict(network, x, hardware=CPU).argmax(1)
+    assert torch.equal(found["Int"], own)
+    again = halves(network, x, settings, hardware=CPU, seed=0, given=own)
+    assert all(torch.equal(found[name], again[name]) for name in ("Int", "R", "NR", "random"))
+    stored = distil_examples(network, {"clean": x}, images.labels, settings, hardware=CPU, seed=0)
+    true = halves(network, x, settings, hardware=CPU, seed=0, given=images.labels)
+    assert torch.equal(true["NR"], stored["prediction/clean/clean-true/NR"])
+    assert torch.equal(true["random"], stored["prediction/clean/clean-shuffled/R"])

@@ -10,7 +10,7 @@ from robust_features.datasets import Digits
 from robust_features.families import Family, accuracies, make
 from robust_features.hardware import HardwareSettings
 from robust_features.models import VGG16
-from robust_features.objectives import Standard
+from robust_features.objectives import Adversarial, Standard
 from robust_features.regularisers import IBRAR
 from robust_features.statistics import over_seeds
 from robust_features.training import SGD, Training
@@ -86,3 +86,11 @@ def test_rows_of_one_seed_have_wilsons_interval_of_several_students(data, monkey
 def test_processes_side_by_side_answer_in_order():
     names = list(FAMILY.trainings)
     assert list(families._side_by_side(str.upper, names, 2)) == [name.upper() for name in names]
+
+
+def test_members_are_found_by_the_radius_they_are_trained_against():
+    against = {
+        f"m{n}": replace(CE, objective=Adversarial(attack=replace(PGD2, epsilon=e))) for n, e in enumerate(("1/256", 2))
+    }
+    family = Family(members={"plain": CE} | against, attacks={})
+    assert family.radii == {"0": "plain", "1/256": "m0", "2": "m1"}

@@ -130,3 +130,28 @@ def test_every_scale_has_the_attacks_of_tables_3_and_4_in_one_ball(tmp_path, sca
         bounded = {attack.epsilon for attack in attacks.values() if attack.epsilon is not None}
         assert len(bounded) == 1
         assert attacks["nrf"].c == attacks["cw"].c
+
+
+@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
+def test_every_scale_has_what_the_pages_on_springer_et_al_read(tmp_path, scale):
+    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
+    for study in run.springer.studies.values():
+        name = f"springer-{study.dataset}"
+        sources, sets = run.families[f"{name}-sources"], run.robustified(study.dataset)
+        assert list(sets) == list(sources.radii) and {"0", "1/4"} <= set(sets)
+        assert {"zero", "neg"} == set(run.descendants[f"{name}-trained"].members)
+        assert {f"{name}-standard", f"{name}-victims"} <= set(run.families)
+        assert {"untargeted", "targeted"} == set(run.transfers[name].attacks)
+        own = {model.seed for model in sources.trainings.values()}
+        assert not own & {model.seed for model in run.families[f"{name}-standard"].trainings.values()}
+    assert run.transfers["ilyas"].victims in run.families
+    learners, victims = run.descendants["ilyas-learners"], run.families[run.transfers["ilyas"].victims]
+    assert list(learners.members) == list(victims.members)
+
+
+def test_the_paper_scale_has_the_epsilons_of_springer_et_al(tmp_path):
+    run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
+    grid = ["0", "1/256", "1/128", "1/64", "1/32", "1/16", "1/8", "1/4", "1/2", "1"]
+    assert list(run.robustified("cifar10")) == grid == list(run.robustified("imagenet9"))
+    recipe = run.constructed["springer-cifar10-r-1-4"]
+    assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))

@@ -68,6 +68,23 @@ def test_two_runs_with_one_seed_are_identical_and_the_seed_matters(splits, setti
     assert not same(first, quiet(splits, replace(settings, seed=1)))
 
 
+def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resumed(splits, tmp_path):
+    settings = replace(
+        SETTINGS, optimiser=SGD(learning_rate=0.5, momentum=0.9), epochs=4, schedule=StepLR(every=9), keep="best"
+    )
+    resume = tmp_path / "state.pt"
+    best = quiet(splits, settings, resume=resume)
+    at = best.history["clean"].idxmax() + 1
+    assert at < 4, "or keeping the best is keeping the last"
+    short = quiet(splits, replace(settings, epochs=at, keep="last"))
+    assert all(map(torch.equal, best.network.state_dict().values(), short.network.state_dict().values()))
+    assert same(best, quiet(splits, settings, resume=resume)), "which has nothing left to train"
+
+
+def test_the_radius_is_that_of_the_training_attack():
+    assert SETTINGS.radius == 0.1 and replace(SETTINGS, objective=Standard()).radius == 0
+
+
 def test_a_killed_run_resumes_and_ends_bit_identical(splits, tmp_path):
     resume = tmp_path / "state.pt"
     child = textwrap.dedent(f"""

@@ -113,9 +113,7 @@ def _distil(
     variance = z.flatten(2).var(2)
     z = z.contiguous(memory_format=torch.channels_last)
     beta = settings.beta * channels / (network.full_channels or channels)
-    rho = torch.zeros(
-        count, channels, device=z.device, requires_grad=True
-    )  # the paper's λ: σ = softplus(λ), ln 2 at first
+    rho = torch.zeros(count, channels, device=z.device, requires_grad=True)  # the λ of σ = softplus(λ), ln 2 at first
     adam = Adam(rho, settings.learning_rate)
     for step in range(settings.steps):
         sigma = F.softplus(rho)

@@ -43,9 +43,7 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0)
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
     """(N, *shape) float32, standard normal."""
     half = -(-math.prod(shape) // 2)
-    first, second = uniform(keys, (2, half), draw=draw).unbind(
-        1
-    )  # Box and Muller 1958: two normal numbers of two uniform
+    first, second = uniform(keys, (2, half), draw=draw).unbind(1)  # Box and Muller 1958: two normal numbers of these
     radius, angle = (-2 * first.log()).sqrt_(), 2 * math.pi * second
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
     return both[:, : math.prod(shape)].view(-1, *shape)

@@ -70,11 +70,9 @@ class VIB:
 
     def problem(self, network: Network, batch_size: int) -> str:
         """What keeps this network from being trained so; empty if nothing."""
-        return (
-            ""
-            if "encoding" in network.stages
-            else "vib needs the stage 'encoding': write `network: {kind: vgg16, encoding: 256}`"
-        )
+        if "encoding" in network.stages:
+            return ""
+        return "vib needs the stage 'encoding': write `network: {kind: vgg16, encoding: 256}`"
 
     def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
         mean, deviation = torch.cat([outputs["encoding"] for outputs in passes]).float().unbind(1)
@@ -104,10 +102,8 @@ class PersistentMask:
         keep = network.mask.keep.fill_(1)
         chosen = torch.randperm(len(labels), generator=Generator().manual_seed(seed))[: self.images].to(labels.device)
         batches = [rows for rows in chosen.split(self.batch) if len(rows) == min(self.batch, len(chosen))]
-        scores = [
-            channel_scores(network, as_float(images[rows]), labels[rows], self.hsic)["labels"] for rows in batches
-        ]
-        keep[_lowest(torch.stack(scores).mean(0), self.fraction)] = 0
+        scores = (channel_scores(network, as_float(images[rows]), labels[rows], self.hsic) for rows in batches)
+        keep[_lowest(torch.stack([found["labels"] for found in scores]).mean(0), self.fraction)] = 0
 
     def before_batch(self, network: Network, images: Tensor, labels: Tensor, index: int) -> None:
         """The mask stays."""

@@ -62,6 +62,4 @@ def _fraction(value: object) -> object:
     return float(Fraction(value)) if isinstance(value, str) and "/" in value else value
 
 
-Pixels = Annotated[
-    float, BeforeValidator(_fraction), Field(ge=0)
-]  # a distance between images in [0, 1]; "8/255" is read
+Pixels = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]  # a distance between images in [0, 1]; reads "8/255"

@@ -11,8 +11,14 @@ from robust_features.paths import PUBLISHED, REPORTS
 from robust_features.report.files import Shown, write
 
 LABELS = {
-    **{"digits": "Digits", "digits-16": "Digits, 16 px", "digits-600": "Digits, 600 to train"},
+    **{
+        "digits": "Digits",
+        "digits-16": "Digits, 16 px",
+        "digits-8": "Digits, 8 px",
+        "digits-600": "Digits, 600 to train",
+    },
     **{"cifar10": "CIFAR-10", "svhn": "SVHN", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"},
+    **{"imagenet9": "ImageNet-9"},
     **{"vgg16": "VGG-16", "resnet18": "ResNet-18", "wrn28-10": "WRN-28-10"},
     **{"plain": "without", "ib-rar": "with IB-RAR"},
     **{"d-r": "D_R", "d-nr": "D_NR", "d-rand": "D_rand", "d-det": "D_det"},
@@ -28,6 +34,7 @@ LABELS = {
     **{f"block{number}": f"Conv Block {number}" for number in range(1, 6)},
     **{"fc1": "FullyC 1", "fc2": "FullyC 2"},
     **{"standard": "Standard", "adversarial": "ADV", "trades": "TRADES", "mart": "MART"},
+    **{"robust": "Robust", "zero-robust": "Zero-robust", "neg-robust": "Neg-robust"},
     **{
         "clean": "Clean",
         "fgsm": "FGSM",
