@@ -141,7 +141,9 @@ def load(path: Path = PARAMS) -> Run:
     try:
         text = YAML(typ="safe").load(path)
     except YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = path.read_text("utf-8").splitlines()[mark.line].strip() if mark else ""
+        raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
     if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
         raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
     try:
