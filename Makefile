@@ -10,11 +10,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
-# The quick scale's networks are too narrow to share among cores, so Kim et al. and the other papers run beside each other. Each
-# names its stages, in order (-s): two dvc that both looked at what they share would lock each other out.
+# The quick scale's networks are too narrow to share among cores, so two dvc run beside each other. Each names its stages, in order
+# (-s): two that both looked at what they share would lock each other out.
 sections = $(subst .,-,$(basename $(notdir $(wildcard notebooks/$(1)*.ipynb))))
-ONE = dvc --wait-for-lock repro -s train attack distil $(call sections,1)
-OTHER = dvc --wait-for-lock repro -s family construct descend transfer $(call sections,[2-4])
+both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
+MODELS = $(call both,train attack distil,family construct descend transfer)
+SECTIONS = $(call both,$(call sections,1),$(call sections,[2-4]))
 .PHONY: reproduce test bench lab publish lock lint pages clean
 
 reproduce: .venv/installed
@@ -22,7 +23,7 @@ ifdef SCALE
 	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
 endif
 	@python -m robust_features.params
-	@if grep -q '^run: \*quick' params.yaml; then dvc repro dataset code && { $(ONE) & $(OTHER); other=$$?; wait $$! && exit $$other; }; fi
+	@if grep -q '^run: \*quick' params.yaml; then dvc repro dataset code && $(MODELS) && $(SECTIONS); fi
 	dvc repro
 
 test: .venv/installed

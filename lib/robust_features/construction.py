@@ -6,10 +6,8 @@ A new one: its class with `plan`, `outputs`, `goal`, `distance`, `move`, `reache
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from math import inf
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -181,18 +179,11 @@ def construct(
 ) -> Constructed:
     """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
     network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
-    pool, wanted, finished, started = (
-        images.images.to(hardware.device),
-        labels.to(hardware.device),
-        count(1),
-        perf_counter(),
-    )
-    starts = list(range(0, len(labels), batch_size))
+    pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:
         place, rows = resume / str(first) if resume else None, slice(first, first + batch_size)
         if place and place.exists():
-            next(finished)
             return store.load(place).tensors
         start = as_float(pool[began[rows].to(hardware.device)])
         with hardware.autocast(), torch.no_grad():
@@ -206,13 +197,9 @@ def construct(
         part = dict(images=stored, l2=moved, before=before, after=after, reached=reached)
         if place:
             store.save(place, part, {})
-        number = next(finished)
-        if report and number % -(-len(starts) // 10) == 0:
-            left = (perf_counter() - started) / number * (len(starts) - number)
-            report(f"{number} of {len(starts)} batches of {batch_size}, {left:.0f} s left")
         return part
 
-    parts = side_by_side(one_batch, starts, hardware)
+    parts = side_by_side(one_batch, list(range(0, len(labels), batch_size)), hardware, report=report)
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
     return Constructed(made, began, **columns)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -22,6 +23,7 @@ from robust_features.statistics import Interval, wilson
 
 T = TypeVar("T")
 BATCH = 250
+PAUSE = 30  # seconds between lines on how far it is
 GALLERY = 16  # images kept of an attack whose images no section reads
 
 
@@ -44,6 +46,7 @@ def attack_all(
     seed: int,
     batch_size: int = BATCH,
     keep: int = 0,
+    report: Callable[[str], None] | None = None,
 ) -> Attacked:
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
@@ -63,7 +66,7 @@ def attack_all(
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware), strict=True)
+    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
 
@@ -92,7 +95,10 @@ def attack_each(
             found[name] = Attacked(**store.load(place).tensors)
         else:
             keep = len(images) if name in whole else GALLERY
-            found[name] = attack_all(attack, network, images, hardware=hardware, seed=seed, keep=keep)
+            options = dict(
+                hardware=hardware, seed=seed, keep=keep, report=lambda line, name=name: report(f"{name}: {line}")
+            )
+            found[name] = attack_all(attack, network, images, **options)
             if place:
                 store.save(place, {k: t for k, t in vars(found[name]).items() if t is not None}, {})
         right = (found[name].predictions == images.labels).float().mean()
@@ -203,13 +209,29 @@ def _outputs(
         return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
 
 
-def side_by_side(function: Callable[[int], T], starts: list[int], hardware: Hardware) -> list[T]:
-    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another."""
+def side_by_side(
+    function: Callable[[int], T], starts: list[int], hardware: Hardware, *, report: Callable[[str], None] | None = None
+) -> list[T]:
+    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another.
+
+    `report` is given a line with the time left, about twice a minute.
+    """
+    done, begun = count(1), time.perf_counter()
+    said = begun
+
+    def one(start: int) -> T:
+        nonlocal said
+        result, number, now = function(start), next(done), time.perf_counter()
+        if report and now - said > PAUSE and number < len(starts):
+            said, left = now, (now - begun) / number * (len(starts) - number)
+            report(f"{number} of {len(starts)} batches, {left:.0f} s left")
+        return result
+
     threads = torch.get_num_threads()
     if hardware.device.type != "cpu" or min(threads, len(starts)) < 2:
-        return [function(start) for start in starts]
+        return [one(start) for start in starts]
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            return list(pool.map(function, starts))
+            return list(pool.map(one, starts))
         finally:
             torch.set_num_threads(threads)

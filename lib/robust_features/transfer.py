@@ -64,7 +64,7 @@ def make(
             places.append(store.interrupted("transfer", settings, [images.images, targets, *weights]))
             if not places[-1].exists():
                 aimed = replace(images, labels=targets) if attack.targeted else images
-                options = dict(hardware=hardware, seed=seed, keep=len(images))
+                options = dict(hardware=hardware, seed=seed, keep=len(images), report=report)
                 adversarial = attack_all(attack, seen["itself"], aimed, **options).images
                 shown = {victim: predict(network, adversarial, hardware=hardware) for victim, network in seen.items()}
                 part = {victim: logits.argmax(1) for victim, logits in shown.items()}
