@@ -12,10 +12,9 @@ export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
 # The quick scale's networks are too narrow to share among cores, so two dvc run beside each other. Each names its stages, in order
 # (-s): two that both looked at what they share would lock each other out.
-sections = $(subst .,-,$(basename $(notdir $(wildcard notebooks/$(1)*.ipynb))))
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
-MODELS = $(call both,train attack distil,family construct descend transfer)
-SECTIONS = $(call both,$(call sections,1),$(call sections,[2-4]))
+every_other = $$(dvc stage list --names-only | grep '^$(1)' | awk 'NR % 2 == $(2)')
+halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
 .PHONY: reproduce test bench lab publish lock lint pages clean
 
 reproduce: .venv/installed
@@ -23,7 +22,8 @@ ifdef SCALE
 	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
 endif
 	@python -m robust_features.params
-	@if grep -q '^run: \*quick' params.yaml; then dvc repro dataset code && $(MODELS) && $(SECTIONS); fi
+	@if grep -q '^run: \*quick' params.yaml; then dvc repro dataset code && $(call both,train attack distil,family) \
+	&& $(call halves,construct@) && $(call both,descend,transfer) && $(call halves,[1-4][0-9]-); fi
 	dvc repro
 
 test: .venv/installed

@@ -89,10 +89,11 @@ def title(cells: list[dict[str, Any]]) -> str:
 def called(artefact: str) -> str:
     """What readers call an artefact.
 
-    >>> called("kim-appendix-d"), called("xu-hsic")
-    ('Appendix D', 'HSIC')
+    >>> called("kim-appendix-d"), called("xu-hsic"), called("cross-1")
+    ('Appendix D', 'HSIC', 'Cross 1')
     """
-    words = artefact.split("-")[1:]
+    words = artefact.split("-")
+    words = words if words[1].isdigit() else words[1:]
     return " ".join(word.upper() if word in ACRONYMS else word.title() for word in words)
 
 
