@@ -55,7 +55,8 @@ def compared(ours: Outcome, theirs: Outcome, images: int) -> str:
     """What must be said about the two sides' accuracies: nothing where they are within the tolerance."""
     gaps = {name: ours[name] - theirs[name] for name in ours if name != "loss"}
     said = [
-        f"{name.replace('_', ' ')} {gap:+.1f} points, or {abs(gap) * images / 100:.0f} of {images} images"
+        f"{name.replace('_', ' ')} {gap:+.1f} points"
+        + (f", or {abs(gap) * images / 100:.0f} of {images} images" if "accuracy" in name else "")
         for name, gap in gaps.items()
         if abs(gap) > TOLERANCE
     ]
