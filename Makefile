@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
-# The quick scale's networks are too narrow to share among cores, so two dvc run beside each other. Each names its stages, in order
-# (-s): two that both looked at what they share would lock each other out.
+# The quick scale's networks are too narrow to share among cores, so the first time two dvc run beside each other. Each names its
+# stages, in order (-s): two that both looked at what they share would lock each other out.
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
 every_other = $$(dvc stage list --names-only | grep '^$(1)' | awk 'NR % 2 == $(2)')
 halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
@@ -22,7 +22,7 @@ ifdef SCALE
 	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
 endif
 	@python -m robust_features.params
-	@if grep -q '^run: \*quick' params.yaml; then dvc repro dataset code && $(call both,train attack distil,family) \
+	@if grep -q '^run: \*quick' params.yaml && [ ! -e reports/quick/index.html ]; then dvc repro dataset code && $(call both,train attack distil,family) \
 	&& $(call halves,construct@) && $(call both,descend,transfer) && $(call halves,[1-4][0-9]-); fi
 	dvc repro
 
