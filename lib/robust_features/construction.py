@@ -155,12 +155,9 @@ def make(id: str, recipe: Recipe, *, hardware: Hardware, seed: int, report: Call
     images = {split: datasets.load(recipe.dataset, split) for split in recipe.splits}
     pixels = (part.images for part in images.values())
     place = store.interrupted("construction", [describe(recipe), seed], [*pixels, *network.state_dict().values()])
+    options = dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, report=report)
     made = {
-        split: construct(
-            *(recipe.make, network, part),
-            **dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, resume=place / split, report=report),
-        )
-        for split, part in images.items()
+        split: construct(recipe.make, network, part, resume=place / split, **options) for split, part in images.items()
     }
     save(id, recipe, made, seed=seed)
     shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,26 +195,21 @@ def _dangling(run: Run) -> Iterator[str]:
         for family, entry in families.items():
             for name, model in entry.members.items():
                 place = f"run.{kind}.{family}.members.{name}"
-                if model.dataset not in known:
-                    yield f"{place}.dataset: no dataset '{model.dataset}'{nearest(model.dataset, known)}"
+                yield from _absent(f"{place}.dataset", "dataset", model.dataset, known)
                 yield from _unfit(model, place)
-            for name in {*entry.keep} - {*entry.attacks}:
-                yield f"run.{kind}.{family}.keep: no attack '{name}'{nearest(name, entry.attacks)}"
+            for name in entry.keep:
+                yield from _absent(f"run.{kind}.{family}.keep", "attack", name, entry.attacks)
     for name, recipe in run.constructed.items():
-        if recipe.dataset not in run.datasets:
-            yield f"run.constructed.{name}.dataset: no dataset '{recipe.dataset}'{nearest(recipe.dataset, run.datasets)}"
+        yield from _absent(f"run.constructed.{name}.dataset", "dataset", recipe.dataset, run.datasets)
         if problem := recipe.problem(run.families):
             yield f"run.constructed.{name}.{problem}"
     for name, study in run.springer.studies.items():
         place, sources = f"run.springer.{name}", f"springer-{study.dataset}-sources"
-        if sources not in run.families:
-            yield f"{place}.dataset: no family '{sources}'{nearest(sources, run.families)}"
-        elif study.robust not in (members := run.families[sources].members):
-            yield f"{place}.robust: no member '{study.robust}' of {sources}{nearest(study.robust, members)}"
+        yield from _absent(f"{place}.dataset", "family", sources, run.families)
+        if sources in run.families:
+            yield from _absent(f"{place}.robust", "member", study.robust, run.families[sources].members)
     for name, transfer in run.transfers.items():
-        if transfer.dataset not in run.datasets:
-            near = nearest(transfer.dataset, run.datasets)
-            yield f"run.transfers.{name}.dataset: no dataset '{transfer.dataset}'{near}"
+        yield from _absent(f"run.transfers.{name}.dataset", "dataset", transfer.dataset, run.datasets)
         if problem := transfer.problem(run.families):
             yield f"run.transfers.{name}.{problem}"
     for dataset, attacks in run.attacks.items():
@@ -225,6 +220,11 @@ def _dangling(run: Run) -> Iterator[str]:
     for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *run.transfers, *members}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
+
+
+def _absent(place: str, what: str, name: str, known: Iterable[str]) -> Iterator[str]:
+    if name not in known:
+        yield f"{place}: no {what} '{name}'{nearest(name, known)}"
 
 
 def _unfit(model: Training, place: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
@@ -54,26 +53,28 @@ def make(
     """
     images = datasets.load(transfer.dataset, "test")
     targets = wrong_classes(images.labels, len(images.classes), seed)
-    victims = {name: _network(transfer.victims, name, hardware) for name in families[transfer.victims].trainings}
-    found, places = {"labels": images.labels, "targets": targets}, []
-    for source in families[transfer.sources].trainings:
-        seen = {"itself": _network(transfer.sources, source, hardware), **victims}
-        weights = [weight for network in seen.values() for weight in network.state_dict().values()]
+    sources, victims = (
+        {name: training.load(f"{family}/{name}", hardware=hardware)[0] for name in families[family].trainings}
+        for family in (transfer.sources, transfer.victims)
+    )
+    weights = [weight for network in (*sources.values(), *victims.values()) for weight in network.state_dict().values()]
+    unfinished = store.interrupted("transfer", [describe(transfer), seed], [images.images, targets, *weights])
+    found = {"labels": images.labels, "targets": targets}
+    for source, network in sources.items():
         for name, attack in transfer.attacks.items():
-            settings = [describe(attack), list(seen), seed]
-            places.append(store.interrupted("transfer", settings, [images.images, targets, *weights]))
-            if not places[-1].exists():
+            place = unfinished / f"{source}-{name}"
+            if not place.exists():
                 aimed = replace(images, labels=targets) if attack.targeted else images
                 options = dict(hardware=hardware, seed=seed, keep=len(images), report=report)
-                adversarial = attack_all(attack, seen["itself"], aimed, **options).images
-                shown = {victim: predict(network, adversarial, hardware=hardware) for victim, network in seen.items()}
-                part = {victim: logits.argmax(1) for victim, logits in shown.items()}
-                store.save(places[-1], part | {"images": adversarial[:GALLERY]}, {})
-            found |= {f"{source}/{name}/{key}": tensor for key, tensor in store.load(places[-1]).tensors.items()}
+                adversarial = attack_all(attack, network, aimed, **options).images
+                shown = {"itself": network, **victims}
+                logits = {victim: predict(each, adversarial, hardware=hardware) for victim, each in shown.items()}
+                part = {victim: values.argmax(1) for victim, values in logits.items()}
+                store.save(place, part | {"images": adversarial[:GALLERY]}, {})
+            found |= {f"{source}/{name}/{key}": tensor for key, tensor in store.load(place).tensors.items()}
             report(f"{source}, {name}")
     store.save(DATA / "transfers" / id, found, {"transfer": describe(transfer), "seed": seed})
-    for place in places:
-        shutil.rmtree(place)
+    shutil.rmtree(unfinished)
 
 
 def load(id: str) -> dict[str, Tensor]:
@@ -99,7 +100,3 @@ def _successes(found: dict[str, Tensor], transfer: Transfer) -> Iterator[dict[st
                 targeted = transfer.attacks[attack].targeted
                 hits = predictions == found["targets"] if targeted else predictions != found["labels"]
                 yield dict(source=source, attack=attack, victim=victim) | asdict(wilson(int(hits.sum()), len(hits)))
-
-
-def _network(family: str, name: str, hardware: Hardware) -> torch.nn.Module:
-    return training.load(f"{family}/{name}", hardware=hardware)[0]

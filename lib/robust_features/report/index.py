@@ -82,8 +82,9 @@ def all_tables(run: dict[str, Any]) -> Path:
 
 def index() -> Path:
     """Write both, for params.yaml's run, and before them what they list: the library's page and the tables in LaTeX."""
-    library.render(load_run())
-    all_tables(load_run())
-    target = scale_index(load_run())
+    run = load_run()
+    library.render(run)
+    all_tables(run)
+    target = scale_index(run)
     all_scales()
     return target
