@@ -1,5 +1,6 @@
 # make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
 #                  SCALE=photographs (or quick, gpu, paper) first writes that scale into params.yaml's last line
+# make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
@@ -13,18 +14,23 @@ PYTHON ?= python3
 # The quick scale's networks are too narrow to share among cores, so the first time two dvc run beside each other. Each names its
 # stages, in order (-s): two that both looked at what they share would lock each other out.
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
-every_other = $$(dvc stage list --names-only | grep '^$(1)' | awk 'NR % 2 == $(2)')
+every_other = $$(echo "$$stages" | grep -E '^($(1))' | awk 'NR % 2 == $(2)')
 halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
-.PHONY: reproduce test bench lab publish lock lint pages clean
+.PHONY: reproduce status test bench lab publish lock lint pages clean
 
 reproduce: .venv/installed
 ifdef SCALE
 	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
 endif
 	@python -m robust_features.params
-	@if grep -q '^run: \*quick' params.yaml && [ ! -e reports/quick/index.html ]; then dvc repro dataset code && $(call both,train attack distil,family) \
-	&& $(call halves,construct@) && $(call both,descend,transfer) && $(call halves,[1-4][0-9]-); fi
+	@if grep -q '^run: \*quick' params.yaml && [ ! -e reports/quick/index.html ]; then stages=$$(dvc stage list --names-only); \
+	dvc repro params code && $(call halves,dataset) && $(call both,train attack distil,family) && $(call halves,construct) \
+	&& $(call both,descend,transfer) && $(call halves,[1-7][0-9]-|groundwork); fi
 	dvc repro
+
+status: .venv/installed
+	@python -m robust_features.params data/run.json
+	@dvc status
 
 test: .venv/installed
 	ruff check .

@@ -288,7 +288,7 @@ def _our_channels(bench: Bench) -> Callable[[ImageSet], Outcome]:
         features, clean, labels = _channels(bench, images)
         hsic = HSIC(labels="gaussian")
         both = torch.stack([hsic.of_labels(labels, 10), hsic.of_features(clean)])
-        found = hsic(hsic.of_channels(features), both[:, None]).mean(1)
+        found = hsic.by_channel(features, both).mean(1)
         return dict(zip(("on_labels", "on_images"), found.tolist(), strict=True))
 
     return ours

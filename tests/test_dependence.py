@@ -73,11 +73,17 @@ def test_gradients_are_those_of_finite_differences(estimator):
 
 @pytest.mark.parametrize("settings", [HSIC(), HSIC(estimator="biased", bandwidth="median")], ids=repr)
 def test_channels_at_once_are_the_channels_one_by_one(settings):
-    features = torch.randn(20, 7, 2, 2, generator=Generator().manual_seed(0))
-    labels = settings.of_labels(torch.arange(20) % 4, 4)
-    together = settings(settings.of_channels(features), labels)
-    alone = [settings(settings.of_features(features[:, c]), labels) for c in range(7)]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-3, atol=1e-4)
+    features = torch.randn(20, 40, 2, 2, generator=Generator().manual_seed(0))
+    images, labels = sample(20).float(), torch.arange(20) % 4
+    both = torch.stack([settings.of_features(images), settings.of_labels(labels, 4)])
+    together = settings.by_channel(features, both)
+    alone = [[settings(settings.of_features(features[:, c]), kernel) for c in range(40)] for kernel in both]
+    torch.testing.assert_close(together, torch.tensor(alone), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_no_kernel_has_no_dependence_rather_than_a_wrong_one():
+    kernels = torch.stack([torch.eye(5), -torch.eye(5), torch.full((5, 5), torch.nan)])
+    assert normalised_hsic(kernels, torch.eye(5)).isnan().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("estimator, count", [("biased", 1), ("normalised", 1), ("unbiased", 3)])

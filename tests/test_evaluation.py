@@ -23,9 +23,8 @@ from robust_features.evaluation import (
     resume_folder,
     row,
     save,
-    side_by_side,
 )
-from robust_features.hardware import Hardware
+from robust_features.hardware import side_by_side
 from robust_features.models import VGG16, build
 
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
@@ -176,8 +175,7 @@ def test_halves_are_judged_with_the_networks_own_prediction_unless_another_label
 
 def test_long_work_says_how_much_is_left_and_short_work_nothing(monkeypatch):
     clock, lines = iter(range(0, 1000, 20)), []
-    monkeypatch.setattr("robust_features.evaluation.time.perf_counter", lambda: next(clock))
-    assert side_by_side(
-        lambda start: start, [0, 10, 20, 30], Hardware(torch.device("meta"), "fp32"), report=lines.append
-    ) == [0, 10, 20, 30]
+    monkeypatch.setattr("robust_features.hardware.time.perf_counter", lambda: next(clock))
+    starts = [0, 10, 20, 30]
+    assert side_by_side(lambda start: start, starts, torch.device("meta"), report=lines.append) == starts
     assert lines == ["2 of 4 batches, 40 s left"], "at 20 s each: not after the first, nor at the end"

@@ -107,7 +107,7 @@ def test_another_environments_kernel_is_refused(monkeypatch, tmp_path):
 
 def test_prose_does_not_change_the_code_projection(project):
     def project_code(*cells):
-        notebook.main(["code", str(write_notebook(project, "x", list(cells))), str(project / "x.py")])
+        notebook.main(["code", str(project), str(write_notebook(project, "x", list(cells)))])
         return (project / "x.py").read_text()
 
     first = project_code("# Prose", 'key = "a"', "run(key)")

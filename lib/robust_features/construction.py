@@ -20,9 +20,9 @@ from robust_features import datasets, noise, store, training
 from robust_features.attacks import Ball, ascend, l2
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
-from robust_features.evaluation import BATCH, side_by_side
+from robust_features.evaluation import BATCH
 from robust_features.files import atomic
-from robust_features.hardware import Hardware
+from robust_features.hardware import Hardware, side_by_side
 from robust_features.models import Network, folded
 from robust_features.paths import DATA
 from robust_features.settings import describe, nearest, settings
@@ -196,7 +196,7 @@ def construct(
             store.save(place, part, {})
         return part
 
-    parts = side_by_side(one_batch, list(range(0, len(labels), batch_size)), hardware, report=report)
+    parts = side_by_side(one_batch, range(0, len(labels), batch_size), hardware.device, report=report)
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
     return Constructed(made, began, **columns)

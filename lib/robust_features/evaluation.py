@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -16,14 +14,12 @@ from robust_features import datasets, noise, store
 from robust_features.attacks import Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
-from robust_features.hardware import Hardware
+from robust_features.hardware import Hardware, side_by_side
 from robust_features.models import Network, folded, frozen
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
-T = TypeVar("T")
 BATCH = 250
-PAUSE = 30  # seconds between lines on how far it is
 GALLERY = 16  # images kept of an attack whose images no section reads
 
 
@@ -66,7 +62,7 @@ def attack_all(
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware, report=report), strict=True)
+    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
 
@@ -207,31 +203,3 @@ def _outputs(
 ) -> Tensor:
     with frozen(network), torch.no_grad(), hardware.autocast():
         return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
-
-
-def side_by_side(
-    function: Callable[[int], T], starts: list[int], hardware: Hardware, *, report: Callable[[str], None] | None = None
-) -> list[T]:
-    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another.
-
-    `report` is given a line with the time left, about twice a minute.
-    """
-    done, begun = count(1), time.perf_counter()
-    said = begun
-
-    def one(start: int) -> T:
-        nonlocal said
-        result, number, now = function(start), next(done), time.perf_counter()
-        if report and now - said > PAUSE and number < len(starts):
-            said, left = now, (now - begun) / number * (len(starts) - number)
-            report(f"{number} of {len(starts)} batches, {left:.0f} s left")
-        return result
-
-    threads = torch.get_num_threads()
-    if hardware.device.type != "cpu" or min(threads, len(starts)) < 2:
-        return [one(start) for start in starts]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return list(pool.map(one, starts))
-        finally:
-            torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """params.yaml → Run. Everything wrong with it is said at once, by key, before any stage runs."""
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from robust_features.bottleneck import Bottleneck
 from robust_features.construction import Recipe
 from robust_features.datasets import DatasetSettings
 from robust_features.families import Family
+from robust_features.files import atomic
 from robust_features.hardware import HardwareSettings
 from robust_features.inversion import Inversion
 from robust_features.objectives import Standard
@@ -138,6 +140,10 @@ class Run:
 
 def load(path: Path = PARAMS) -> Run:
     """The `run` of params.yaml. Raises UserError listing every unknown key, wrong value and missing reference."""
+    return _checked(_read(path), path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = YAML(typ="safe").load(path)
     except YAMLError as error:
@@ -146,12 +152,16 @@ def load(path: Path = PARAMS) -> Run:
         raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
     if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
         raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
+    return text["run"]
+
+
+def _checked(text: dict[str, Any], name: str) -> Run:
     try:
-        run = TypeAdapter(Run).validate_python(text["run"])
+        run = TypeAdapter(Run).validate_python(text)
     except ValidationError as error:
-        raise UserError("\n".join(f"{path.name}, {line}" for line in _explain(error, text["run"]))) from error
+        raise UserError("\n".join(f"{name}, {line}" for line in _explain(error, text))) from error
     if problems := list(_dangling(run)):
-        raise UserError("\n".join(f"{path.name}, {problem}" for problem in problems))
+        raise UserError("\n".join(f"{name}, {problem}" for problem in problems))
     return run
 
 
@@ -236,12 +246,13 @@ def _unfit(model: Training, place: str) -> Iterator[str]:
             yield f"{place}.regulariser.{problem}"
 
 
-if __name__ == "__main__":  # [FILE]: also leave a mark that stages can wait for
+if __name__ == "__main__":  # [FILE]: also write the run there, without the other scales; DVC reads it for every stage
     try:
-        checked = load()
+        text = _read(PARAMS)
+        checked = _checked(text, PARAMS.name)
     except UserError as mistake:
         raise SystemExit(str(mistake)) from None
-    for mark in map(Path, sys.argv[1:]):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text("sound\n")
+    for target in map(Path, sys.argv[1:]):
+        with atomic(target) as partial:
+            partial.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"params.yaml is sound: scale {checked.scale}, {len(checked.models)} models")

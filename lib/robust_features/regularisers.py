@@ -152,7 +152,7 @@ def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC)
         features = network.features(images)
         classes = network.head(features).shape[1]
         both = torch.stack([hsic.of_labels(labels, classes), hsic.of_features(images)])
-        found = hsic(hsic.of_channels(F.relu(features)), both[:, None])
+        found = hsic.by_channel(F.relu(features), both)
     return dict(zip(("labels", "images"), found, strict=True))
 
 

@@ -18,15 +18,20 @@ HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
 DPI = 150
 
 
-def style() -> None:
-    """Set the look of all figures: colour-blind-safe palette, transparent ground, crisp pixels."""
-    import seaborn  # a second to import, and only notebooks that draw need it
+def style(*, plots: bool = True) -> None:
+    """Set the look of all figures: colour-blind-safe palette, transparent ground. Without `plots`, for images alone.
 
+    Seaborn takes a second to import, which notebooks that only show images are spared."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
-    more = {"grid.color": "#8888884d", "image.interpolation": "none", "legend.frameon": False}
-    rc = {**dict.fromkeys(inked, INK), **dict.fromkeys(grounds, "none"), **more, "figure.constrained_layout.use": True}
-    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc=rc)
+    look = dict.fromkeys(inked, INK) | dict.fromkeys(grounds, "none") | {"figure.constrained_layout.use": True}
+    if plots:
+        import seaborn
+
+        look |= {"grid.color": "#8888884d", "image.interpolation": "none", "legend.frameon": False}
+        seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc=look)
+    else:
+        plt.rcParams.update(look)
 
 
 def figure(

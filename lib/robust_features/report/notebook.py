@@ -70,11 +70,13 @@ def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
     return target
 
 
-def code(path: Path, out: Path) -> Path:
-    """Write a notebook's code and tags without prose and outputs: what a heavy stage depends on."""
-    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-    write(out, "\n".join(f"# %% {' '.join(_tags(cell))}".rstrip() + f"\n{''.join(cell['source'])}\n" for cell in cells))
-    return out
+def code(folder: Path, paths: list[Path]) -> Path:
+    """Write notebooks' code and tags, without prose and outputs, to `folder`: what heavy stages depend on."""
+    for path in paths:
+        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+        parts = (f"# %% {' '.join(_tags(cell))}".rstrip() + f"\n{''.join(cell['source'])}\n" for cell in cells)
+        write(folder / f"{path.stem}.py", "\n".join(parts))
+    return folder
 
 
 def pages() -> Path:
@@ -212,11 +214,11 @@ def main(arguments: list[str] | None = None) -> None:
     for function in (run, code, pages, index, publish):
         command = commands.add_parser(function.__name__, description=function.__doc__)
         command.set_defaults(function=function)
-        if function in (run, code):
-            command.add_argument("path", type=Path, metavar="NOTEBOOK")
         if function is code:
-            command.add_argument("out", type=Path, metavar="OUT")
+            command.add_argument("folder", type=Path, metavar="FOLDER")
+            command.add_argument("paths", type=Path, metavar="NOTEBOOK", nargs="+")
         if function is run:
+            command.add_argument("path", type=Path, metavar="NOTEBOOK")
             command.add_argument("--key", default="", help="the entry of params.yaml it is run for")
             command.add_argument("--save", type=Path, help="save the executed notebook here, render no page")
     options = vars(parser.parse_args(arguments))

@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from pathlib import Path
 
 import pandas as pd
 from pandas import DataFrame, Series
@@ -10,50 +11,7 @@ from ruamel.yaml import YAML
 from robust_features.paths import PUBLISHED, REPORTS
 from robust_features.report.files import Shown, write
 
-LABELS = {
-    **{
-        "digits": "Digits",
-        "digits-16": "Digits, 16 px",
-        "digits-8": "Digits, 8 px",
-        "digits-600": "Digits, 600 to train",
-    },
-    **{"cifar10": "CIFAR-10", "svhn": "SVHN", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"},
-    **{"imagenet9": "ImageNet-9"},
-    **{"vgg16": "VGG-16", "resnet18": "ResNet-18", "wrn28-10": "WRN-28-10"},
-    **{"plain": "without", "ib-rar": "with IB-RAR"},
-    **{"d-r": "D_R", "d-nr": "D_NR", "d-rand": "D_rand", "d-det": "D_det"},
-    **{
-        "ce": "CE",
-        "vib": "VIB",
-        "hbar": "HBaR",
-        "all": "IB-RAR (all)",
-        "rob": "IB-RAR (rob)",
-        "rob-persistent": "IB-RAR (rob), mask",
-    },
-    **{"none": "no mask", "persistent": "mask as printed", "every-10": "mask as coded"},
-    **{f"block{number}": f"Conv Block {number}" for number in range(1, 6)},
-    **{"fc1": "FullyC 1", "fc2": "FullyC 2"},
-    **{"standard": "Standard", "adversarial": "ADV", "trades": "TRADES", "mart": "MART"},
-    **{"robust": "Robust", "zero-robust": "Zero-robust", "neg-robust": "Neg-robust"},
-    **{
-        "clean": "Clean",
-        "fgsm": "FGSM",
-        "bim": "BIM",
-        "pgd": "PGD",
-        "nifgsm": "NIFGSM",
-        "apgd": "APGD-CE",
-        "fab": "FAB",
-    },
-    **{"pgd-100": "PGD, 100 steps", "pgd-restarts": "PGD, restarts", "pgd-scaled": "PGD, scaled logits"},
-    **{"pgd-margin": "PGD, margin", "apgd-dlr": "APGD-DLR", "square": "Square", "transfer": "from CE"},
-    **{"adaptive": "Adaptive", "adaptive-reversed": "Adaptive, reversed"},
-    **{"l2-half": "PGD, half the L2 radius", "l2": "PGD, L2"},
-    **{"autoattack": "AutoAttack", "cw": "CW", "cw-strong": "CW, 10 c", "cw-linf": "CW in the ball"},
-    **{"worst case": "Worst case"},
-    **{"nrf": "NRF", "nrf-linf": "NRF in the ball", "nrf2": "NRF2", "rf": "RF", "rf2": "RF2"},
-    **{name: name for name in ("accuracy (%)", "L2", "L∞ · 255")},
-    **{name: name for name in ("Int", "R", "NR", "true", "predicted", "random", "shuffled")},
-}  # in the order of tables
+LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
