@@ -11,8 +11,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
-# The quick scale's networks are too narrow to share among cores, so the first time two dvc run beside each other. Each names its
-# stages, in order (-s): two that both looked at what they share would lock each other out.
+# A CPU's scales have networks too narrow to share among cores, so the first time two dvc run beside each other. Each names its
+# stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
+# another machine: after every stage DVC reads and writes it whole.
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
 every_other = $$(echo "$$stages" | grep -E '^($(1))' | awk 'NR % 2 == $(2)')
 halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
@@ -23,9 +24,10 @@ ifdef SCALE
 	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
 endif
 	@python -m robust_features.params
-	@if grep -q '^run: \*quick' params.yaml && [ ! -e reports/quick/index.html ]; then stages=$$(dvc stage list --names-only); \
-	dvc repro params code && $(call halves,dataset) && $(call both,train attack distil,family) && $(call halves,construct) \
-	&& $(call both,descend,transfer) && $(call halves,[1-7][0-9]-|groundwork); fi
+	@scale=$$(sed -n 's/^run: \*//p' params.yaml); if echo quick photographs | grep -qw "$$scale" && [ ! -e "reports/$$scale/index.html" ]; \
+	then [ -e data/run.json ] || rm -f dvc.lock; stages=$$(dvc stage list --names-only); dvc repro params code && $(call halves,dataset) \
+	&& $(call both,train attack distil,family) && $(call halves,construct) && $(call both,descend,transfer) \
+	&& $(call halves,[1-7][0-9]-|groundwork); fi
 	dvc repro
 
 status: .venv/installed

@@ -13,6 +13,7 @@ from robust_features.attacks import PGD
 from robust_features.batches import as_float
 from robust_features.construction import Recipe, Relabelled, Robustified, approach, construct, others
 from robust_features.datasets import Digits, ImageSet
+from robust_features.families import Family
 from robust_features.models import VGG16, build
 from robust_features.objectives import Standard
 from robust_features.training import SGD, Trained, Training
@@ -130,12 +131,17 @@ def data(tmp_path, monkeypatch, network):
     datasets.save("digits", datasets.read(digits, seed=0), digits)
     trained = Trained(network, pd.DataFrame(columns=training.HISTORY))
     training.save(store.folder("models", "sources/robust"), trained, SETTINGS, classes=tuple("0123456789"))
+    other = Trained(replace(SETTINGS, seed=1).build(10).eval(), trained.history)
+    training.save(store.folder("models", "sources/other"), other, SETTINGS, classes=tuple("0123456789"))
     return tmp_path
 
 
-def cook(recipe):
-    construction.make("new", recipe, hardware=CPU, seed=3, report=lambda line: None)
-    return {split: construction.load("new", split) for split in recipe.splits}
+SOURCES = {"sources": Family(members={"robust": SETTINGS, "other": SETTINGS}, attacks={})}
+
+
+def cook(recipe, id="new"):
+    construction.make("new", recipe, SOURCES, hardware=CPU, seed=3, report=lambda line: None)
+    return {split: construction.load(id, split) for split in recipe.splits}
 
 
 def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
@@ -159,6 +165,17 @@ def test_distances_are_the_means_of_what_was_made(data):
 def test_a_set_made_for_tests_has_no_training_images(data):
     cook(Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=1)))
     assert [part.name for part in (data / "constructed" / "new").iterdir()] == ["test"]
+
+
+def test_of_every_member_one_set_is_made_the_same_as_by_itself(data):
+    alone = Recipe(dataset="digits", family="sources", member="other", splits=("test",), make=Robustified(steps=2))
+    expected = cook(alone)["test"]
+    together = cook(replace(alone, member="every"), "new/other")["test"]
+    assert torch.equal(together.images.images, expected.images.images)
+    cards = {name: store.load(data / "constructed" / "new" / name / "test").card for name in ("robust", "other")}
+    assert [card["member"] for card in cards.values()] == ["robust", "other"]
+    assert cards["robust"]["mean"] != cards["other"]["mean"]
+    assert not list((data / "interrupted").iterdir())
 
 
 def test_an_interrupted_construction_goes_on_with_the_batches_that_are_missing(network, images, tmp_path, monkeypatch):
@@ -192,8 +209,5 @@ def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
     ],
 )
 def test_a_recipe_names_what_it_refers_to(wrong, said):
-    class Sources:
-        trainings = {"robust": None}
-
     recipe = Recipe(**{"dataset": "digits", "family": "sources", "member": "robust", "make": Robustified()} | wrong)
-    assert recipe.problem({"sources": Sources()}).startswith(said)
+    assert recipe.problem(SOURCES).startswith(said)

@@ -59,6 +59,7 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
         ("encoding: 64", "encoding: 0", r"run\.families\.xu-plain\.members\.vib\.regulariser\.vib needs the stage 'encoding'"),
         ("      keep: [pgd]", "      keep: [pdg]", r"run\.families\.xu-plain\.keep: no attack 'pdg'; did you mean 'pgd"),
         ("pixels as they are; momentum, no decay\n  dataset: digits-600", "pixels as they are; momentum, no decay\n  dataset: digits-60", r"run\.families\.xu-plain\.members\.ce\.dataset: no dataset 'digits-60'; did you mean 'digits-600"),
+        ("member: every, splits", "member: eps-0, splits", r"run\.springer\.cifar10: needs run\.constructed\.springer-digits-16-r with `member: every`"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
     ],
@@ -153,5 +154,5 @@ def test_the_paper_scale_has_the_epsilons_of_springer_et_al(tmp_path):
     run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
     grid = ["0", "1/256", "1/128", "1/64", "1/32", "1/16", "1/8", "1/4", "1/2", "1"]
     assert list(run.robustified("cifar10")) == grid == list(run.robustified("imagenet9"))
-    recipe = run.constructed["springer-cifar10-r-1-4"]
+    recipe = run.constructed["springer-cifar10-r"]
     assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))

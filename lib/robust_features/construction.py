@@ -29,6 +29,7 @@ from robust_features.settings import describe, nearest, settings
 
 Outputs = Callable[[Tensor], Tensor]  # of images
 Distance = Callable[..., Tensor]  # (n,) of outputs, and of the rows of the batch that they are of
+EVERY = "every"
 MEASURES = ("began", "l2", "before", "after", "reached")
 
 
@@ -127,7 +128,7 @@ Construction = Annotated[Robustified | Relabelled, Field(discriminator="kind")]
 
 @settings
 class Recipe:
-    """One constructed dataset: of which images, by which network (a family's member), how."""
+    """A constructed dataset: of which images, by which network (a family's member), how. Of member `every` it is one a member."""
 
     dataset: str
     family: str
@@ -140,27 +141,42 @@ class Recipe:
         """What it refers to that is not there; empty if nothing."""
         if self.family not in families:
             return f"family: no family '{self.family}'{nearest(self.family, families)}"
-        members = families[self.family].trainings
+        members = {EVERY, *families[self.family].trainings}
         return "" if self.member in members else f"member: no member '{self.member}'{nearest(self.member, members)}"
 
+    def sets(self, id: str, families: Mapping[str, Any]) -> dict[str, str]:
+        """The datasets that come of it, each with whose network makes it: `<id>`, or for every member `<id>/<member>`."""
+        members = families[self.family].members
+        return {f"{id}/{name}": name for name in members} if self.member == EVERY else {id: self.member}
 
-def make(id: str, recipe: Recipe, *, hardware: Hardware, seed: int, report: Callable[[str], None] = print) -> None:
-    """Make the splits of a recipe and write data/constructed/<id>/<split>/.
+
+def make(
+    id: str,
+    recipe: Recipe,
+    families: Mapping[str, Any],
+    *,
+    hardware: Hardware,
+    seed: int,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Make the splits of a recipe and write data/constructed/<id>/<split>/, or of every member <id>/<member>/<split>/.
 
     If the training images are made, the splits that are not are those of the dataset they were made of. An interrupted run
     goes on with the batches that are not finished.
     """
-    source = f"{recipe.family}/{recipe.member}"
-    network, _ = training.load(source, hardware=hardware)
-    images = {split: datasets.load(recipe.dataset, split) for split in recipe.splits}
-    pixels = (part.images for part in images.values())
-    place = store.interrupted("construction", [describe(recipe), seed], [*pixels, *network.state_dict().values()])
-    options = dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, report=report)
-    made = {
-        split: construct(recipe.make, network, part, resume=place / split, **options) for split, part in images.items()
-    }
-    save(id, recipe, made, seed=seed)
-    shutil.rmtree(place, ignore_errors=True)
+    images, places = {split: datasets.load(recipe.dataset, split) for split in recipe.splits}, []
+    for name, member in recipe.sets(id, families).items():
+        network, _ = training.load(f"{recipe.family}/{member}", hardware=hardware)
+        depends = [*(part.images for part in images.values()), *network.state_dict().values()]
+        places.append(store.interrupted("construction", [describe(recipe), seed], depends))
+        options = dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, report=report)
+        made = {
+            split: construct(recipe.make, network, part, resume=places[-1] / split, **options)
+            for split, part in images.items()
+        }
+        save(name, recipe, member, made, seed=seed)
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def construct(
@@ -202,13 +218,13 @@ def construct(
     return Constructed(made, began, **columns)
 
 
-def save(id: str, recipe: Recipe, made: dict[str, Constructed], *, seed: int) -> None:
+def save(id: str, recipe: Recipe, member: str, made: dict[str, Constructed], *, seed: int) -> None:
     """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
 
-    The card tells the recipe, the checksums of network and images, the share that reached its target, and mean distances.
+    The card tells recipe and member, the checksums of network and images, the share that reached its target, and mean distances.
     """
-    source = store.load(store.folder("models", f"{recipe.family}/{recipe.member}")).card["sha256"]
-    card = {"recipe": describe(recipe), "seed": seed, "source_sha256": source}
+    source = store.load(store.folder("models", f"{recipe.family}/{member}")).card["sha256"]
+    card = {"recipe": describe(recipe), "member": member, "seed": seed, "source_sha256": source}
     with atomic(DATA / "constructed" / id) as partial:
         for split in ("train", "validation", "test") if "train" in made else made:
             base = store.load(datasets.folder(recipe.dataset) / split)

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import Annotated
 
@@ -116,7 +116,9 @@ def _one(
 
 def _side_by_side(function: Callable[[str], str], names: list[str], workers: int) -> Iterator[str]:
     """function(name) of every name, in processes of their own: training draws from a process's global generator."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow) as pool:
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])  # torch is imported once for all of them
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
         yield from pool.map(function, names)
 
 

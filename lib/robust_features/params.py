@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from robust_features.attacks import Attack
 from robust_features.bottleneck import Bottleneck
-from robust_features.construction import Recipe
+from robust_features.construction import EVERY, Recipe
 from robust_features.datasets import DatasetSettings
 from robust_features.families import Family
 from robust_features.files import atomic
@@ -112,12 +112,8 @@ class Run:
 
     def robustified(self, dataset: str) -> dict[str, str]:
         """The test sets R_ε of a dataset: ε, as tables name it → id (Springer et al. 2021, Sec. 3.3)."""
-        return {
-            epsilon: name
-            for name, recipe in self.constructed.items()
-            for epsilon, member in self.families[recipe.family].radii.items()
-            if (recipe.dataset, recipe.splits, recipe.member) == (dataset, ("test",), member)
-        }
+        sources = self.families[f"springer-{dataset}-sources"]
+        return {epsilon: f"springer-{dataset}-r/{member}" for epsilon, member in sources.radii.items()}
 
     def stand_ins(self, families: str = "") -> str:
         """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not.
@@ -218,6 +214,9 @@ def _dangling(run: Run) -> Iterator[str]:
         yield from _absent(f"{place}.dataset", "family", sources, run.families)
         if sources in run.families:
             yield from _absent(f"{place}.robust", "member", study.robust, run.families[sources].members)
+        robustified = run.constructed.get(f"springer-{study.dataset}-r")
+        if not robustified or robustified.member != EVERY:
+            yield f"{place}: needs run.constructed.springer-{study.dataset}-r with `member: {EVERY}`"
     for name, transfer in run.transfers.items():
         yield from _absent(f"run.transfers.{name}.dataset", "dataset", transfer.dataset, run.datasets)
         if problem := transfer.problem(run.families):
