@@ -3,6 +3,8 @@
 import json
 import re
 import tomllib
+from functools import reduce
+from operator import getitem
 
 import pytest
 from ruamel.yaml import YAML
@@ -63,12 +65,23 @@ def test_what_a_section_writes_is_in_its_contents_and_in_its_stage(page):
     assert {out for out in outs if not re.fullmatch(r"figures/.*\.csv", out)} == expected
 
 
-def test_every_module_is_a_dependency_of_some_stage_or_of_none_but_the_runner():
-    stages = yaml.load(ROOT / "dvc.yaml")["stages"]
-    deps = {
-        dep for stage in stages.values() for dep in stage.get("do", stage).get("deps", []) if dep.startswith("lib/")
-    }
-    assert all((ROOT / dep).exists() for dep in deps), "dvc.yaml names a module that is not there"
+def bodies():
+    return [stage.get("do", stage) for stage in yaml.load(ROOT / "dvc.yaml")["stages"].values()]
+
+
+def test_stages_depend_on_modules_that_are_there():
+    deps = {dep for body in bodies() for dep in body.get("deps", []) if dep.startswith("lib/")}
+    assert deps and all((ROOT / dep).exists() for dep in deps)
+
+
+def test_stages_read_settings_that_every_scale_has_from_the_small_file_that_holds_one():
+    scales = [scale for scale in yaml.load(ROOT / "params.yaml").values() if "scale" in scale]
+    named = [entry for body in bodies() for entry in body.get("params", [])]
+    assert len(scales) == 5 and {name for entry in named for name in entry} == {"data/run.json"}
+    for key in {key for entry in named for key in entry["data/run.json"]}:
+        place = key.partition(".${")[0].split(".")
+        for scale in scales:
+            assert reduce(getitem, place, scale) is not None, key
 
 
 def test_environment_yml_installs_what_the_lock_and_pyproject_say():

@@ -105,9 +105,8 @@ def _ridge(kernel: Tensor, epsilon: float) -> Tensor:
     """R = K_c (K_c + ρ I)⁻¹ = I − ρ (K_c + ρ I)⁻¹ with ρ = ε N, by Cholesky: half the work of a solve. NaN where that fails."""
     ridge = epsilon * kernel.shape[-1]
     one = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-    factor, failed = torch.linalg.cholesky_ex(
-        _centred(kernel) + ridge * one
-    )  # unlike `cholesky` it waits for no device
+    # cholesky_ex, unlike cholesky, does not wait for the device
+    factor, failed = torch.linalg.cholesky_ex(_centred(kernel) + ridge * one)
     factor = factor.where(failed[..., None, None] == 0, torch.nan)
     return one - ridge * torch.cholesky_inverse(factor)
 
