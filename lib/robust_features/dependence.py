@@ -19,12 +19,12 @@ def gaussian_kernel(x: Tensor, bandwidth: Bandwidth = 5.0) -> Tensor:
 
     float32 whatever the network computes in; dividing by d makes one σ do for layers of any size (Wang et al. 2021).
     """
-    gram = linear_kernel(x)
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    distances = torch.sub(squares[..., :, None] + squares[..., None, :], gram, alpha=2).clamp_min(0)
+    distances = linear_kernel(x)  # to be, in place: fresh memory costs more than the arithmetic
+    squares = distances.diagonal(dim1=-2, dim2=-1).clone()
+    distances.mul_(-2).add_(squares[..., :, None]).add_(squares[..., None, :]).clamp_min_(0)
     if bandwidth != "median":
-        return (distances * (-0.5 / (bandwidth**2 * x.shape[-1]))).exp()
-    count = _count(gram, 2)
+        return distances.mul_(-0.5 / (bandwidth**2 * x.shape[-1])).exp_()
+    count = _count(distances, 2)
     pairs = distances.detach()[..., *torch.triu_indices(count, count, 1, device=x.device)]
     return (-distances / (2 * pairs.median(-1).values.clamp_min(1e-12)[..., None, None])).exp()
 
@@ -103,18 +103,19 @@ class HSIC:
 
 def _ridge(kernel: Tensor, epsilon: float) -> Tensor:
     """R = K_c (K_c + ρ I)⁻¹ = I − ρ (K_c + ρ I)⁻¹ with ρ = ε N, by Cholesky: half the work of a solve. NaN where that fails."""
-    ridge = epsilon * kernel.shape[-1]
+    shifted, ridge = _centred(kernel), epsilon * kernel.shape[-1]
+    shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(shifted, upper=True)  # unlike cholesky it does not wait for the device
+    scale = torch.full_like(shifted[..., :1, :1], ridge).where(failed[..., None, None] == 0, torch.nan)
     one = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-    # cholesky_ex, unlike cholesky, does not wait for the device
-    factor, failed = torch.linalg.cholesky_ex(_centred(kernel) + ridge * one)
-    factor = factor.where(failed[..., None, None] == 0, torch.nan)
-    return one - ridge * torch.cholesky_inverse(factor)
+    return torch.addcmul(one, scale, torch.cholesky_inverse(factor, upper=True).mT, value=-1)
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """H K H: rows and columns without their means."""
-    rows = kernel - kernel.mean(-1, keepdim=True)
-    return rows - rows.mean(-2, keepdim=True)
+    """H K H of a symmetric kernel: rows and columns without their means."""
+    means = kernel.mean(-1)
+    rows = kernel - means[..., :, None]
+    return rows.sub_((means - means.mean(-1, keepdim=True))[..., None, :])
 
 
 def _count(kernel: Tensor, least: int) -> int:
