@@ -59,6 +59,7 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
         ("encoding: 64", "encoding: 0", r"run\.families\.xu-plain\.members\.vib\.regulariser\.vib needs the stage 'encoding'"),
         ("      keep: [pgd]", "      keep: [pdg]", r"run\.families\.xu-plain\.keep: no attack 'pdg'; did you mean 'pgd"),
         ("pixels as they are; momentum, no decay\n  dataset: digits-600", "pixels as they are; momentum, no decay\n  dataset: digits-60", r"run\.families\.xu-plain\.members\.ce\.dataset: no dataset 'digits-60'; did you mean 'digits-600"),
+        ("kind: mobilenet-v2, width: 0.25}", "kind: mobilenet-v2, width: 0.25}, seed: 4", r"run\.families\.springer-digits-16-victims\.members\.mobilenet-v2\.seed: a family's members are trained with its `seeds`, \[0\]"),
         ("member: every, splits", "member: eps-0, splits", r"run\.springer\.cifar10: needs run\.constructed\.springer-digits-16-r with `member: every`"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),

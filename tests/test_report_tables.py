@@ -92,6 +92,15 @@ def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
     )  # the order of LABELS
 
 
+def test_numbers_stand_in_their_order_and_other_names_as_they_were_met():
+    names = ["1/4", "0", "1/8", "sigma", "1", "gamma"]
+    rows = pd.DataFrame({"epsilon": names, "measure": "m", "value": 1.0, "low": 1.0, "high": 1.0, "n": 1})
+    how = dict(artefact="own-table", scale="quick", caption="", index=["epsilon"], columns=["measure"])
+    html = report.table(rows, **how).html
+    places = [html.index(f"<th>{name}</th>") for name in ("0", "sigma", "gamma", "1/8", "1/4", "1")]
+    assert places == sorted(places)
+
+
 def test_another_datasets_value_is_marked_and_not_subtracted():
     shown = make(agreement("digits"), reference={"dataset": "cifar10"})
     assert "<small>95.06†</small>" in shown.html and "† The paper's value on <b>CIFAR-10</b>" in shown.html

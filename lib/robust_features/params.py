@@ -203,6 +203,8 @@ def _dangling(run: Run) -> Iterator[str]:
                 place = f"run.{kind}.{family}.members.{name}"
                 yield from _absent(f"{place}.dataset", "dataset", model.dataset, known)
                 yield from _unfit(model, place)
+                if model.seed:
+                    yield f"{place}.seed: a family's members are trained with its `seeds`, {list(entry.seeds)}; leave it out"
             for name in entry.keep:
                 yield from _absent(f"run.{kind}.{family}.keep", "attack", name, entry.attacks)
     for name, recipe in run.constructed.items():

@@ -1,6 +1,7 @@
 """Tables: what we measured beside what the paper prints, as CSV, HTML and LaTeX."""
 
 import re
+from fractions import Fraction
 from html import escape
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def table(
     def grid(measured: str, printed: str) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
         known = [*LABELS.values()]
-        rank = {name: known.index(name) if name in known else -1 for name in labelled.stack()}
+        rank = {name: (known.index(name) if name in known else -1, _number(name)) for name in labelled.stack()}
         ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
         ordered["cell"] = [cell(row, measured, printed) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
@@ -102,6 +103,14 @@ def table(
     write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
     files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
     return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
+
+
+def _number(name: object) -> float:
+    """What a dimension's value comes to, 1/8 before 1/4; 0 where it is no number: such names keep the order they are met in."""
+    try:
+        return float(Fraction(str(name)))
+    except ValueError:
+        return 0.0
 
 
 def _compare(rows: DataFrame, paper: DataFrame, reference: dict[str, str]) -> tuple[DataFrame, Series]:
