@@ -50,7 +50,6 @@ def attack_all(
     """
     network = hardware.place(folded(network))
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
-    starts = torch.arange(0, len(images), batch_size)
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)
@@ -62,7 +61,8 @@ def attack_all(
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    columns = zip(*side_by_side(one_batch, starts.tolist(), hardware.device, report=report), strict=True)
+    starts = range(0, len(images), batch_size)
+    columns = zip(*side_by_side(one_batch, starts, hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
 

@@ -64,7 +64,7 @@ def choose(settings: HardwareSettings) -> Hardware:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep up to 1 GiB that tensors free: to give it back and get it again, zeroed, takes a fifth of a CPU's time."""
+    """Have glibc keep up to 1 GiB that tensors free: giving it back and getting it again took a fifth of an attack's time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):

@@ -136,7 +136,14 @@ class Run:
 
 def load(path: Path = PARAMS) -> Run:
     """The `run` of params.yaml. Raises UserError listing every unknown key, wrong value and missing reference."""
-    return _checked(_read(path), path.name)
+    text = _read(path)
+    try:
+        run = TypeAdapter(Run).validate_python(text)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path.name}, {line}" for line in _explain(error, text))) from error
+    if problems := list(_dangling(run)):
+        raise UserError("\n".join(f"{path.name}, {problem}" for problem in problems))
+    return run
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,16 +156,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
         raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
     return text["run"]
-
-
-def _checked(text: dict[str, Any], name: str) -> Run:
-    try:
-        run = TypeAdapter(Run).validate_python(text)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{name}, {line}" for line in _explain(error, text))) from error
-    if problems := list(_dangling(run)):
-        raise UserError("\n".join(f"{name}, {problem}" for problem in problems))
-    return run
 
 
 def _explain(error: ValidationError, data: Any) -> Iterator[str]:
@@ -217,8 +214,10 @@ def _dangling(run: Run) -> Iterator[str]:
         if sources in run.families:
             yield from _absent(f"{place}.robust", "member", study.robust, run.families[sources].members)
         robustified = run.constructed.get(f"springer-{study.dataset}-r")
-        if not robustified or robustified.member != EVERY:
-            yield f"{place}: needs run.constructed.springer-{study.dataset}-r with `member: {EVERY}`"
+        wanted = {"member": EVERY, "dataset": study.dataset, "family": sources}
+        if any(getattr(robustified, key, "") != value for key, value in wanted.items()):
+            said = ", ".join(f"`{key}: {value}`" for key, value in wanted.items())
+            yield f"{place}: needs run.constructed.springer-{study.dataset}-r with {said}"
     for name, transfer in run.transfers.items():
         yield from _absent(f"run.transfers.{name}.dataset", "dataset", transfer.dataset, run.datasets)
         if problem := transfer.problem(run.families):
@@ -249,11 +248,10 @@ def _unfit(model: Training, place: str) -> Iterator[str]:
 
 if __name__ == "__main__":  # [FILE]: also write the run there, without the other scales; DVC reads it for every stage
     try:
-        text = _read(PARAMS)
-        checked = _checked(text, PARAMS.name)
+        checked = load()
     except UserError as mistake:
         raise SystemExit(str(mistake)) from None
     for target in map(Path, sys.argv[1:]):
         with atomic(target) as partial:
-            partial.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            partial.write_text(json.dumps(_read(PARAMS), indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"params.yaml is sound: scale {checked.scale}, {len(checked.models)} models")
