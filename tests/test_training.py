@@ -81,6 +81,17 @@ def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resume
     assert same(best, quiet(splits, settings, resume=resume)), "which has nothing left to train"
 
 
+def test_without_a_monitor_the_network_is_the_same_and_the_history_knows_clean_accuracy_only(splits, tmp_path):
+    lines, one = [], replace(SETTINGS, epochs=1)
+    plain = train(splits, replace(one, monitor=None), hardware=CPU, report=lines.append)
+    watched = quiet(splits, one)
+    assert all(map(torch.equal, plain.network.state_dict().values(), watched.network.state_dict().values()))
+    assert plain.history["clean"].equals(watched.history["clean"]) and plain.history["attacked"].isna().all()
+    assert "validation" in lines[0] and "attacked" not in lines[0]
+    save(tmp_path / "plain", plain, one, classes=splits["train"].classes)
+    assert "NaN" not in (tmp_path / "plain" / store.CARD).read_text("utf-8"), "which is no JSON"
+
+
 def test_the_radius_is_that_of_the_training_attack():
     assert SETTINGS.radius == 0.1 and replace(SETTINGS, objective=Standard()).radius == 0
 

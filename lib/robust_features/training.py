@@ -99,7 +99,7 @@ class Training:
     augmentation: Augmentation = Augmentation()
     regulariser: Regulariser | None = None
     mask: Mask | None = None
-    monitor: PGD  # the attack of the history, on the validation split
+    monitor: PGD | None = None  # the attack of the history, on the validation split; without it, clean accuracy only
     keep: Literal["last", "best"] = "last"  # best: the epoch with the highest clean accuracy on the validation split
     seed: NonNegativeInt = 0
 
@@ -168,9 +168,10 @@ def train(
             with atomic(resume) as partial:
                 torch.save(state, partial)
         row, seconds = history[-1], time.perf_counter() - started
+        attacked = f"  attacked {row['attacked']:.1f} %" if settings.monitor else ""
         report(
-            f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %  "
-            f"attacked {row['attacked']:.1f} %  {seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
+            f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %{attacked}  "
+            f"{seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
         )
     if best:
         network.load_state_dict(best)
@@ -185,7 +186,9 @@ def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
 
 def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:
     """Write weights, card and history to a folder, such as data/models/<id>/."""
-    rows = trained.history.to_dict("records")
+    rows = [
+        {name: value for name, value in row.items() if value == value} for row in trained.history.to_dict("records")
+    ]
     store.save(
         folder, trained.network.state_dict(), {"settings": describe(settings), "classes": classes, "history": rows}
     )
@@ -238,9 +241,9 @@ def _one_epoch(
 
 
 def _validate(network: Network, images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, float]:
-    clean = predict(network, as_float(images.images), hardware=hardware).argmax(1)
-    attacked = attack_all(settings.monitor, network, images, hardware=hardware, seed=settings.seed).predictions
-    return {
-        "clean": 100 * (clean == images.labels).float().mean().item(),
-        "attacked": 100 * (attacked == images.labels).float().mean().item(),
-    }
+    """Percent right of the validation images, clean and under the monitor."""
+    found = {"clean": predict(network, as_float(images.images), hardware=hardware).argmax(1)}
+    if settings.monitor:
+        options = dict(hardware=hardware, seed=settings.seed)
+        found["attacked"] = attack_all(settings.monitor, network, images, **options).predictions
+    return {name: 100 * (of == images.labels).float().mean().item() for name, of in found.items()}
