@@ -15,6 +15,7 @@ PYTHON ?= python3
 # stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
 # another machine: after every stage DVC reads and writes it whole.
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
+matching = $$(echo "$$stages" | grep -E '^($(1))')
 every_other = $$(echo "$$stages" | grep -E '^($(1))' | awk 'NR % 2 == $(2)')
 halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
 .PHONY: reproduce status test bench lab publish lock lint pages clean
@@ -25,13 +26,13 @@ ifdef SCALE
 endif
 	@python -m robust_features.params
 	@scale=$$(sed -n 's/^run: \*//p' params.yaml); if echo quick photographs | grep -qw "$$scale" && [ ! -e "reports/$$scale/index.html" ]; \
-	then [ -e data/run.json ] || rm -f dvc.lock; stages=$$(dvc stage list --names-only); dvc repro params code && $(call halves,dataset) \
-	&& $(call both,train attack distil,family) && $(call halves,construct) && $(call both,descend,transfer) \
-	&& $(call halves,[1-7][0-9]-|groundwork); fi
+	then [ -e data/params ] || rm -f dvc.lock; stages=$$(dvc stage list --names-only); dvc repro params code && $(call halves,dataset) \
+	&& $(call both,train attack distil $(call every_other,family@[^x],0),$(call matching,family@x) $(call every_other,family@[^x],1)) \
+	&& $(call halves,construct) && $(call halves,descend|transfer) && $(call halves,[1-7][0-9]-|groundwork); fi
 	dvc repro
 
 status: .venv/installed
-	@python -m robust_features.params data/run.json
+	@python -m robust_features.params data/params
 	@dvc status
 
 test: .venv/installed

@@ -3,12 +3,11 @@
 import json
 import re
 import tomllib
-from functools import reduce
-from operator import getitem
 
 import pytest
 from ruamel.yaml import YAML
 
+from robust_features import params
 from robust_features.paths import NOTEBOOKS, ROOT
 from robust_features.report.contents import sections
 
@@ -74,14 +73,17 @@ def test_stages_depend_on_modules_that_are_there():
     assert deps and all((ROOT / dep).exists() for dep in deps)
 
 
-def test_stages_read_settings_that_every_scale_has_from_the_small_file_that_holds_one():
-    scales = [scale for scale in yaml.load(ROOT / "params.yaml").values() if "scale" in scale]
-    named = [entry for body in bodies() for entry in body.get("params", [])]
-    assert len(scales) == 5 and {name for entry in named for name in entry} == {"data/run.json"}
-    for key in {key for entry in named for key in entry["data/run.json"]}:
-        place = key.partition(".${")[0].split(".")
-        for scale in scales:
-            assert reduce(getitem, place, scale) is not None, key
+def test_stages_read_settings_that_every_scale_has_and_keep_no_values_in_the_lock(tmp_path):
+    assert not any("params" in body for body in bodies())
+    named = {dep for body in bodies() for dep in body.get("deps", []) if dep.startswith("data/params/")}
+    scales = [name for name, scale in yaml.load(ROOT / "params.yaml").items() if name != "run" and "scale" in scale]
+    assert len(named) > 10 and len(scales) == 4
+    for scale in scales:
+        text = (ROOT / "params.yaml").read_text("utf-8")
+        (tmp_path / "params.yaml").write_text(re.sub(r"^run: .*", f"run: *{scale}", text, flags=re.M), "utf-8")
+        params.write(tmp_path / scale, tmp_path / "params.yaml")
+        for name in named:
+            assert (tmp_path / scale / re.sub(r"/\$.*", "", name.removeprefix("data/params/"))).exists(), name
 
 
 def test_environment_yml_installs_what_the_lock_and_pyproject_say():

@@ -246,12 +246,26 @@ def _unfit(model: Training, place: str) -> Iterator[str]:
             yield f"{place}.regulariser.{problem}"
 
 
-if __name__ == "__main__":  # [FILE]: also write the run there, without the other scales; DVC reads it for every stage
+def write(folder: Path, path: Path = PARAMS) -> None:
+    """Every key of the `run` of params.yaml as <key>.json, or of those that are dictionaries as <key>/<key>.json.
+
+    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of a
+    file it keeps the checksum.
+    """
+    with atomic(folder) as partial:
+        for name, value in _read(path).items():
+            inner = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            for key, part in inner.items():
+                target = partial / f"{key}.json"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":  # [FOLDER]: also write the run there, which DVC's stages depend on
     try:
         checked = load()
     except UserError as mistake:
         raise SystemExit(str(mistake)) from None
     for target in map(Path, sys.argv[1:]):
-        with atomic(target) as partial:
-            partial.write_text(json.dumps(_read(PARAMS), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write(target)
     print(f"params.yaml is sound: scale {checked.scale}, {len(checked.models)} models")

@@ -141,7 +141,7 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
     cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     cpu = "".join(re.findall(r"model name\s*: (.*)", cpu)[:1]) or platform.processor()
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ")
-    found = {package.name: package.version for package in distributions()}
+    found = {name: package.version for name in PACKAGES for package in distributions(name=name)}
     return {
         "commit": f"{commit} + uncommitted changes" if changed else commit,
         "command": f"python -m robust_features.report.notebook {shlex.join(sys.argv[1:])}",
@@ -150,7 +150,7 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
         "started": f"{start:%Y-%m-%d %H:%M} UTC",
         "run time": f"{seconds:.0f} s",
         "hardware": f"{cpu}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
-        "versions": {"python": platform.python_version()} | {name: found[name] for name in PACKAGES if name in found},
+        "versions": {"python": platform.python_version()} | found,
     }
 
 
