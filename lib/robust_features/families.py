@@ -5,7 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context, parent_process
@@ -30,7 +30,7 @@ class Family:
     """Members by name, the seeds each is trained with, the attacks on it, and the attacks whose images are all kept."""
 
     members: dict[str, Training]
-    attacks: dict[str, Attack]
+    attacks: dict[str, Attack] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
 

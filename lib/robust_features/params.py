@@ -191,10 +191,9 @@ def _dangling(run: Run) -> Iterator[str]:
         yield from _unfit(model, place)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
-    for kind, families, known in (
-        ("families", run.families, run.datasets),
-        ("descendants", run.descendants, run.constructed),
-    ):
+    sound = {name: recipe for name, recipe in run.constructed.items() if not recipe.problem(run.families)}
+    made = {id for name, recipe in sound.items() for id in recipe.sets(name, run.families)}
+    for kind, families, known in (("families", run.families, run.datasets), ("descendants", run.descendants, made)):
         for family, entry in families.items():
             for name, model in entry.members.items():
                 place = f"run.{kind}.{family}.members.{name}"
