@@ -11,7 +11,7 @@ from torch import Generator
 from robust_features import construction, datasets, hardware, store, training
 from robust_features.attacks import PGD
 from robust_features.batches import as_float
-from robust_features.construction import Recipe, Relabelled, Robustified, construct, others
+from robust_features.construction import Constructions, Recipe, Relabelled, Robustified, construct, others
 from robust_features.datasets import Digits, ImageSet
 from robust_features.families import Family
 from robust_features.models import VGG16, build
@@ -132,41 +132,40 @@ def data(tmp_path, monkeypatch, network):
 SOURCES = {"sources": Family(members={"robust": SETTINGS, "other": SETTINGS}, attacks={})}
 
 
-def cook(recipe, id="new"):
-    construction.make("new", recipe, SOURCES, hardware=CPU, seed=3, report=lambda line: None)
-    return {split: construction.load(id, split) for split in recipe.splits}
+def cook(member, how, splits=("train",), id="new/it"):
+    entry = Constructions(
+        dataset="digits", family="sources", sets={"it": Recipe(member=member, make=how, splits=splits)}
+    )
+    construction.make("new", entry, SOURCES, hardware=CPU, seed=3, report=lambda line: None)
+    return {split: construction.load(id, split) for split in splits}
 
 
 def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
-    recipe = Recipe(dataset="digits", family="sources", member="robust", make=Relabelled(targets="next", steps=2))
-    made = cook(recipe)["train"]
-    assert torch.equal(datasets.load("new", "train").images, made.images.images)
-    assert torch.equal(datasets.load("new", "test").images, datasets.load("digits", "test").images)
-    again = construction.load("new", "train")
+    made = cook("robust", Relabelled(targets="next", steps=2))["train"]
+    assert torch.equal(datasets.load("new/it", "train").images, made.images.images)
+    assert torch.equal(datasets.load("new/it", "test").images, datasets.load("digits", "test").images)
+    again = construction.load("new/it", "train")
     assert torch.equal(again.began, made.began) and torch.equal(again.reached, made.reached)
 
 
 def test_distances_are_the_means_of_what_was_made(data):
-    made = cook(
-        Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=2))
-    )
-    row = construction.distances({"it": "new"}, "test").loc["it"]
+    made = cook("robust", Robustified(steps=2), ("test",))
+    row = construction.distances({"it": "new/it"}, "test").loc["it"]
     assert row["before / after"] == pytest.approx((made["test"].before.mean() / made["test"].after.mean()).item())
     assert row["n"] == 10 and row["L2 moved"] == pytest.approx(made["test"].l2.mean().item())
 
 
 def test_a_set_made_for_tests_has_no_training_images(data):
-    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("test",), make=Robustified(steps=1)))
-    assert [part.name for part in (data / "constructed" / "new").iterdir()] == ["test"]
+    cook("robust", Robustified(steps=1), ("test",))
+    assert [part.name for part in (data / "constructed" / "new" / "it").iterdir()] == ["test"]
 
 
 def test_of_every_member_one_set_is_made_the_same_as_by_itself(data):
-    alone = Recipe(dataset="digits", family="sources", member="other", splits=("test",), make=Robustified(steps=2))
-    expected = cook(alone)["test"]
-    together = cook(replace(alone, member="every"), "new/other")["test"]
+    expected = cook("other", Robustified(steps=2), ("test",))["test"]
+    together = cook("every", Robustified(steps=2), ("test",), "new/it/other")["test"]
     assert torch.equal(together.images.images, expected.images.images)
-    cards = {name: store.load(data / "constructed" / "new" / name / "test").card for name in ("robust", "other")}
-    assert [card["member"] for card in cards.values()] == ["robust", "other"]
+    cards = {name: store.load(data / "constructed/new/it" / name / "test").card for name in ("robust", "other")}
+    assert [card["network"] for card in cards.values()] == ["sources/robust", "sources/other"]
     assert cards["robust"]["mean"] != cards["other"]["mean"]
     assert not list((data / "interrupted").iterdir())
 
@@ -183,13 +182,13 @@ def test_an_interrupted_construction_goes_on_with_the_batches_that_are_missing(n
 
 
 def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
-    steps = Robustified(steps=3, step_size=0.2)
-    cook(Recipe(dataset="digits", family="sources", member="robust", splits=("train", "test"), make=steps))
-    card = store.load(data / "constructed" / "new" / "test").card
+    cook("robust", Robustified(steps=3, step_size=0.2), ("train", "test"))
+    card = store.load(data / "constructed" / "new" / "it" / "test").card
     recipe = TypeAdapter(Recipe).validate_python(card["recipe"])
-    images = datasets.load(recipe.dataset, "test")
+    network, _ = training.load(card["network"], hardware=CPU)
+    images = datasets.load(card["dataset"], "test")
     rebuilt = construct(recipe.make, network, images, hardware=CPU, seed=card["seed"])
-    assert torch.equal(rebuilt.images.images, datasets.load("new", "test").images)
+    assert torch.equal(rebuilt.images.images, datasets.load("new/it", "test").images)
     assert card["size"] == 10 and card["mean"]["after"] == pytest.approx(rebuilt.after.mean().item())
     assert card["source_sha256"] == store.load(store.folder("models", "sources/robust")).card["sha256"]
 
@@ -198,9 +197,22 @@ def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
     "wrong, said",
     [
         ({"family": "source"}, "family: no family 'source'; did you mean 'sources'"),
-        ({"member": "robus"}, "member: no member 'robus'; did you mean 'robust'"),
+        (
+            {"sets": {"it": Recipe(member="robus", make=Robustified())}},
+            "sets.it.member: no member 'robus'; did you mean 'robust'",
+        ),
     ],
 )
-def test_a_recipe_names_what_it_refers_to(wrong, said):
-    recipe = Recipe(**{"dataset": "digits", "family": "sources", "member": "robust", "make": Robustified()} | wrong)
-    assert recipe.problem(SOURCES).startswith(said)
+def test_an_entry_names_what_it_refers_to(wrong, said):
+    entry = Constructions(**{"dataset": "digits", "family": "sources", "sets": {}} | wrong)
+    assert entry.problem(SOURCES).startswith(said)
+
+
+def test_an_entry_s_datasets_are_called_by_entry_set_and_of_every_member_by_that():
+    sets = {"r": Recipe(member="every", make=Robustified()), "zero": Recipe(member="other", make=Robustified())}
+    ids = Constructions(dataset="digits", family="sources", sets=sets).ids("new", SOURCES)
+    assert {id: member for id, (_, member) in ids.items()} == {
+        "new/r/robust": "robust",
+        "new/r/other": "other",
+        "new/zero": "other",
+    }

@@ -60,7 +60,9 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
         ("      keep: [pgd]", "      keep: [pdg]", r"run\.families\.xu-plain\.keep: no attack 'pdg'; did you mean 'pgd"),
         ("pixels as they are; momentum, no decay\n  dataset: digits-600", "pixels as they are; momentum, no decay\n  dataset: digits-60", r"run\.families\.xu-plain\.members\.ce\.dataset: no dataset 'digits-60'; did you mean 'digits-600"),
         ("kind: mobilenet-v2, width: 0.25}", "kind: mobilenet-v2, width: 0.25}, seed: 4", r"run\.families\.springer-digits-16-victims\.members\.mobilenet-v2\.seed: a family's members are trained with its `seeds`, \[0\]"),
-        ("member: every, splits", "member: eps-0, splits", r"run\.springer\.cifar10: needs run\.constructed\.springer-digits-16-r with `member: every`"),
+        ("member: every, splits", "member: eps-0, splits", r"run\.springer\.cifar10: needs run\.constructed\.springer-digits-16\.sets\.r with `member: every`"),
+        ("    springer-digits-8:\n      dataset: digits-8", "    springer-digits-8:\n      dataset: digits-16", r"run\.springer\.imagenet9: needs run\.constructed\.springer-digits-8 with dataset digits-8 and family springer-digits-8-sources"),
+        ("dataset: ilyas/next}", "dataset: ilyas/nex}", r"run\.descendants\.ilyas-trained\.members\.d-det\.dataset: no dataset 'ilyas/nex'; did you mean 'ilyas/next"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
     ],
@@ -155,5 +157,5 @@ def test_the_paper_scale_has_the_epsilons_of_springer_et_al(tmp_path):
     run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
     grid = ["0", "1/256", "1/128", "1/64", "1/32", "1/16", "1/8", "1/4", "1/2", "1"]
     assert list(run.robustified("cifar10")) == grid == list(run.robustified("imagenet9"))
-    recipe = run.constructed["springer-cifar10-r"]
+    recipe = run.constructed["springer-cifar10"].sets["r"]
     assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))

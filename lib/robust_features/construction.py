@@ -128,45 +128,59 @@ Construction = Annotated[Robustified | Relabelled, Field(discriminator="kind")]
 
 @settings
 class Recipe:
-    """A constructed dataset: of which images, by which network (a family's member), how. Of member `every` it is one a member."""
+    """How a dataset is constructed, and by which member of a family; by member `every` it is one a member."""
 
-    dataset: str
-    family: str
     member: str
     make: Construction
     splits: Annotated[tuple[Literal["train", "test"], ...], Field(min_length=1)] = ("train",)
     batch_size: PositiveInt = BATCH
 
+
+@settings
+class Constructions:
+    """Datasets that a family's networks make of one dataset, by name."""
+
+    dataset: str
+    family: str
+    sets: dict[str, Recipe]
+
     def problem(self, families: Mapping[str, Any]) -> str:
         """What it refers to that is not there; empty if nothing."""
         if self.family not in families:
             return f"family: no family '{self.family}'{nearest(self.family, families)}"
-        members = {EVERY, *families[self.family].trainings}
-        return "" if self.member in members else f"member: no member '{self.member}'{nearest(self.member, members)}"
+        known = {EVERY, *families[self.family].trainings}
+        wrong = {name: recipe.member for name, recipe in self.sets.items() if recipe.member not in known}
+        lines = (f"sets.{name}.member: no member '{member}'{nearest(member, known)}" for name, member in wrong.items())
+        return next(lines, "")
 
-    def sets(self, id: str, families: Mapping[str, Any]) -> dict[str, str]:
-        """The datasets that come of it, each with whose network makes it: `<id>`, or for every member `<id>/<member>`."""
-        members = families[self.family].members
-        return {f"{id}/{name}": name for name in members} if self.member == EVERY else {id: self.member}
+    def ids(self, id: str, families: Mapping[str, Any]) -> dict[str, tuple[Recipe, str]]:
+        """The datasets' ids, `<id>/<name>` or for every member `<id>/<name>/<member>`; of each the recipe and who makes it."""
+        found = {}
+        for name, recipe in self.sets.items():
+            members = families[self.family].members if recipe.member == EVERY else [recipe.member]
+            end = "/{}" if recipe.member == EVERY else ""
+            found |= {f"{id}/{name}{end.format(member)}": (recipe, member) for member in members}
+        return found
 
 
 def make(
     id: str,
-    recipe: Recipe,
+    entry: Constructions,
     families: Mapping[str, Any],
     *,
     hardware: Hardware,
     seed: int,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Make the splits of a recipe and write data/constructed/<id>/<split>/, or of every member <id>/<member>/<split>/.
+    """Make the splits of every dataset of an entry and write data/constructed/<its id>/<split>/.
 
     If the training images are made, the splits that are not are those of the dataset they were made of. An interrupted run
     goes on with the batches that are not finished.
     """
-    images, places = {split: datasets.load(recipe.dataset, split) for split in recipe.splits}, []
-    for name, member in recipe.sets(id, families).items():
-        network, _ = training.load(f"{recipe.family}/{member}", hardware=hardware)
+    places = []
+    for name, (recipe, member) in entry.ids(id, families).items():
+        network, _ = training.load(f"{entry.family}/{member}", hardware=hardware)
+        images = {split: datasets.load(entry.dataset, split) for split in recipe.splits}
         depends = [*(part.images for part in images.values()), *network.state_dict().values()]
         places.append(store.interrupted("construction", [describe(recipe), seed], depends))
         options = dict(hardware=hardware, seed=seed, batch_size=recipe.batch_size, report=report)
@@ -174,7 +188,7 @@ def make(
             split: construct(recipe.make, network, part, resume=places[-1] / split, **options)
             for split, part in images.items()
         }
-        save(name, recipe, member, made, seed=seed)
+        save(name, entry, recipe, member, made, seed=seed)
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -218,16 +232,19 @@ def construct(
     return Constructed(made, began, **columns)
 
 
-def save(id: str, recipe: Recipe, member: str, made: dict[str, Constructed], *, seed: int) -> None:
+def save(
+    id: str, entry: Constructions, recipe: Recipe, member: str, made: dict[str, Constructed], *, seed: int
+) -> None:
     """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
 
-    The card tells recipe and member, the checksums of network and images, the share that reached its target, and mean distances.
+    The card tells dataset, network and recipe, their checksums, the share that reached its target, and mean distances.
     """
-    source = store.load(store.folder("models", f"{recipe.family}/{member}")).card["sha256"]
-    card = {"recipe": describe(recipe), "member": member, "seed": seed, "source_sha256": source}
+    source = store.load(store.folder("models", f"{entry.family}/{member}")).card["sha256"]
+    card = {"dataset": entry.dataset, "network": f"{entry.family}/{member}", "recipe": describe(recipe)}
+    card |= {"seed": seed, "source_sha256": source}
     with atomic(DATA / "constructed" / id) as partial:
         for split in ("train", "validation", "test") if "train" in made else made:
-            base = store.load(datasets.folder(recipe.dataset) / split)
+            base = store.load(datasets.folder(entry.dataset) / split)
             own = {"base_sha256": base.card["sha256"], "classes": base.card["classes"]}
             if split not in made:
                 store.save(partial / split, base.tensors, card | own)

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from robust_features.attacks import Attack
 from robust_features.bottleneck import Bottleneck
-from robust_features.construction import EVERY, Recipe
+from robust_features.construction import EVERY, Constructions
 from robust_features.datasets import DatasetSettings
 from robust_features.families import Family
 from robust_features.files import atomic
@@ -89,7 +89,7 @@ class Run:
     bottleneck: Bottleneck
     kim: Kim
     families: dict[str, Family]
-    constructed: dict[str, Recipe]
+    constructed: dict[str, Constructions]
     descendants: dict[str, Family]  # families that are trained on constructed datasets
     transfers: dict[str, Transfer]
     xu: Xu
@@ -113,7 +113,7 @@ class Run:
     def robustified(self, dataset: str) -> dict[str, str]:
         """The test sets R_ε of a dataset: ε, as tables name it → id (Springer et al. 2021, Sec. 3.3)."""
         sources = self.families[f"springer-{dataset}-sources"]
-        return {epsilon: f"springer-{dataset}-r/{member}" for epsilon, member in sources.radii.items()}
+        return {epsilon: f"springer-{dataset}/r/{member}" for epsilon, member in sources.radii.items()}
 
     def stand_ins(self, families: str = "") -> str:
         """For captions: how the networks in the papers' rows differ from the published ones; empty where they do not.
@@ -191,8 +191,8 @@ def _dangling(run: Run) -> Iterator[str]:
         yield from _unfit(model, place)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
-    sound = {name: recipe for name, recipe in run.constructed.items() if not recipe.problem(run.families)}
-    made = {id for name, recipe in sound.items() for id in recipe.sets(name, run.families)}
+    sound = {name: entry for name, entry in run.constructed.items() if not entry.problem(run.families)}
+    made = {id for name, entry in sound.items() for id in entry.ids(name, run.families)}
     for kind, families, known in (("families", run.families, run.datasets), ("descendants", run.descendants, made)):
         for family, entry in families.items():
             for name, model in entry.members.items():
@@ -203,20 +203,20 @@ def _dangling(run: Run) -> Iterator[str]:
                     yield f"{place}.seed: a family's members are trained with its `seeds`, {list(entry.seeds)}; leave it out"
             for name in entry.keep:
                 yield from _absent(f"run.{kind}.{family}.keep", "attack", name, entry.attacks)
-    for name, recipe in run.constructed.items():
-        yield from _absent(f"run.constructed.{name}.dataset", "dataset", recipe.dataset, run.datasets)
-        if problem := recipe.problem(run.families):
+    for name, entry in run.constructed.items():
+        yield from _absent(f"run.constructed.{name}.dataset", "dataset", entry.dataset, run.datasets)
+        if problem := entry.problem(run.families):
             yield f"run.constructed.{name}.{problem}"
     for name, study in run.springer.studies.items():
         place, sources = f"run.springer.{name}", f"springer-{study.dataset}-sources"
         yield from _absent(f"{place}.dataset", "family", sources, run.families)
         if sources in run.families:
             yield from _absent(f"{place}.robust", "member", study.robust, run.families[sources].members)
-        robustified = run.constructed.get(f"springer-{study.dataset}-r")
-        wanted = {"member": EVERY, "dataset": study.dataset, "family": sources}
-        if any(getattr(robustified, key, "") != value for key, value in wanted.items()):
-            said = ", ".join(f"`{key}: {value}`" for key, value in wanted.items())
-            yield f"{place}: needs run.constructed.springer-{study.dataset}-r with {said}"
+        entry = run.constructed.get(f"springer-{study.dataset}")
+        if (getattr(entry, "dataset", ""), getattr(entry, "family", "")) != (study.dataset, sources):
+            yield f"{place}: needs run.constructed.springer-{study.dataset} with dataset {study.dataset} and family {sources}"
+        elif "r" not in entry.sets or entry.sets["r"].member != EVERY:
+            yield f"{place}: needs run.constructed.springer-{study.dataset}.sets.r with `member: {EVERY}`"
     for name, transfer in run.transfers.items():
         yield from _absent(f"run.transfers.{name}.dataset", "dataset", transfer.dataset, run.datasets)
         if problem := transfer.problem(run.families):
@@ -225,8 +225,9 @@ def _dangling(run: Run) -> Iterator[str]:
         for name in {*run.kim.distilled} - {*attacks}:
             yield f"run.attacks.{dataset}: no attack '{name}', which run.kim.distilled names{nearest(name, attacks)}"
     families = run.families | run.descendants
-    members = (name for entry in families.values() for name in entry.members)
-    for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *run.transfers, *members}:
+    inner = {name for entry in families.values() for name in entry.members}
+    inner |= {name for entry in run.constructed.values() for name in entry.sets}
+    for name in {*run.datasets, *run.models, *run.attacks, *families, *run.constructed, *run.transfers, *inner}:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             yield f"run: the id '{name}' may hold lower-case letters, digits and hyphens only"
 
