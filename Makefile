@@ -13,7 +13,8 @@ export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
 # A CPU's scales have networks too narrow to share among cores, so the first time two dvc run beside each other. Each names its
 # stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
-# another machine: after every stage DVC reads and writes it whole.
+# another machine: after every stage DVC reads and writes it whole. Of the families, Xu et al.'s (family@x…) take as long as the
+# models of Kim et al.; the others are dealt out to both.
 both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
 matching = $$(echo "$$stages" | grep -E '^($(1))')
 every_other = $$(echo "$$stages" | grep -E '^($(1))' | awk 'NR % 2 == $(2)')

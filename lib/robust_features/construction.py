@@ -157,9 +157,10 @@ class Constructions:
         """The datasets' ids, `<id>/<name>` or for every member `<id>/<name>/<member>`; of each the recipe and who makes it."""
         found = {}
         for name, recipe in self.sets.items():
-            members = families[self.family].members if recipe.member == EVERY else [recipe.member]
-            end = "/{}" if recipe.member == EVERY else ""
-            found |= {f"{id}/{name}{end.format(member)}": (recipe, member) for member in members}
+            if recipe.member == EVERY:
+                found |= {f"{id}/{name}/{member}": (recipe, member) for member in families[self.family].members}
+            else:
+                found[f"{id}/{name}"] = recipe, recipe.member
         return found
 
 

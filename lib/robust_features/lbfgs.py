@@ -9,9 +9,8 @@ from torch import Tensor
 MEMORY = 6  # steps whose curvature is remembered
 TINY = 1e-20
 
-Pair = tuple[
-    Tensor, Tensor, Tensor
-]  # a step s and the gradient's change y, (N, D); 1 / s·y, (N,), zero where s·y is not positive
+# A step s and the gradient's change y, (N, D); 1 / s·y, (N,), or zero where s·y is not positive.
+Pair = tuple[Tensor, Tensor, Tensor]
 
 
 def approach(
@@ -52,8 +51,10 @@ def _direction(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Te
 
 
 def _scale(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """What the inverse Hessian is where nothing is known, (N,): Polyak's 2f / ‖g‖² (1987), which is long, at first; then its
-    geometric mean with L-BFGS's usual s·y / ‖y‖², which is short."""
+    """What the inverse Hessian is where nothing is known of it, (N,).
+
+    Polyak's 2f / ‖g‖² (1987), which is long; once there is a pair, its geometric mean with the usual s·y / ‖y‖², which is short.
+    """
     long = 2 * objective / _dot(gradient, gradient).clamp_min(TINY)
     if not pairs:
         return long
