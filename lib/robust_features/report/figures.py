@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import matplotlib.pyplot as plt
@@ -59,11 +60,15 @@ def figure(
     return Shown(f'<figure id="{artefact}">\n{image}\n{title}\n</figure>', data)
 
 
-def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str) -> None:
-    """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`."""
+def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str] = ()) -> None:
+    """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`.
+
+    `names`: the hues of all panels under one legend, where a panel lacks some: each has the same colour in all of them."""
+    names = list(names) or [*rows[hue].unique()]
     for name, part in rows.groupby(hue, sort=False):
-        axis.plot(part[x], part["value"], marker="o", label=name)
-        axis.fill_between(part[x], part["low"], part["high"], alpha=0.2)
+        colour = f"C{names.index(name)}"
+        axis.plot(part[x], part["value"], marker="o", label=name, color=colour)
+        axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour)
 
 
 def _save(fig: Figure, kind: str, **options: object) -> bytes:
