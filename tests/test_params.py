@@ -1,4 +1,5 @@
 # ruff: noqa: E501
+import json
 import subprocess
 import sys
 import time
@@ -159,3 +160,13 @@ def test_the_paper_scale_has_the_epsilons_of_springer_et_al(tmp_path):
     assert list(run.robustified("cifar10")) == grid == list(run.robustified("imagenet9"))
     recipe = run.constructed["springer-cifar10"].sets["r"]
     assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))
+
+
+def test_the_run_is_written_an_entry_a_file_and_what_is_gone_is_deleted(tmp_path):
+    (tmp_path / "params.yaml").write_text("run:\n  seed: 3\n  models: {a: {epochs: 2}, b: {epochs: 5}}\n", "utf-8")
+    (tmp_path / "out" / "models").mkdir(parents=True)
+    (tmp_path / "out" / "models" / "gone.json").write_text("{}")
+    params.write(tmp_path / "out", tmp_path / "params.yaml")
+    found = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.json")}
+    read = {name: json.loads(path.read_text("utf-8")) for name, path in found.items()}
+    assert read == {"seed.json": 3, "models/a.json": {"epochs": 2}, "models/b.json": {"epochs": 5}}

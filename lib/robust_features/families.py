@@ -117,9 +117,7 @@ def _one(
 def _side_by_side(function: Callable[[str], str], names: list[str], workers: int) -> Iterator[str]:
     """function(name) of every name, in processes of their own: training draws from a process's global generator."""
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload(
-        [__name__, "torch._dynamo"]
-    )  # torch, and what its optimisers import, once for all of them
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # torch and what its optimisers import, once for all
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
         yield from pool.map(function, names)
 
