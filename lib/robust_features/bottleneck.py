@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -12,7 +11,7 @@ from robust_features import noise
 from robust_features.adam import Adam
 from robust_features.hardware import Hardware
 from robust_features.models import Network, frozen
-from robust_features.settings import settings
+from robust_features.settings import Count, NonNegative, Positive, settings
 
 CHUNK = 500  # images distilled at once; the result does not depend on it
 
@@ -27,11 +26,11 @@ class Bottleneck:
     writes; `batch` over all of each batch of `batch_size` images, as the authors' code does.
     """
 
-    beta: NonNegativeFloat = 0.3
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
+    beta: NonNegative = 0.3
+    steps: Count = 200
+    learning_rate: Positive = 0.1
     threshold: Literal["image", "batch"] = "image"
-    batch_size: PositiveInt = 100
+    batch_size: Count = 100
 
 
 @dataclass(frozen=True)

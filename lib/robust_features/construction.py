@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from robust_features.files import atomic
 from robust_features.hardware import Hardware, side_by_side
 from robust_features.models import Network, folded
 from robust_features.paths import DATA
-from robust_features.settings import describe, nearest, settings
+from robust_features.settings import Count, Positive, describe, nearest, settings
 
 Outputs = Callable[[Tensor], Tensor]  # of images
 Distance = Callable[..., Tensor]  # (n,) of outputs, and of the rows of the batch that they are of
@@ -54,8 +54,8 @@ class Robustified:
     """
 
     kind: Literal["robustified"] = "robustified"
-    steps: PositiveInt = 400
-    step_size: PositiveFloat | Literal["lbfgs"] = 0.05
+    steps: Count = 400
+    step_size: Positive | Literal["lbfgs"] = 0.05
 
     def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
         """Images in [0, 1] whose outputs are near the goal."""
@@ -92,9 +92,9 @@ class Relabelled:
 
     kind: Literal["relabelled"] = "relabelled"
     targets: Literal["random", "next", "every"]
-    epsilon: PositiveFloat = 0.5
-    step_size: PositiveFloat = 0.1
-    steps: PositiveInt = 100
+    epsilon: Positive = 0.5
+    step_size: Positive = 0.1
+    steps: Count = 100
 
     def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
         """Images in [0, 1], within epsilon of `start`, whose outputs are near the goal: PGD."""
@@ -133,7 +133,7 @@ class Recipe:
     member: str
     make: Construction
     splits: Annotated[tuple[Literal["train", "test"], ...], Field(min_length=1)] = ("train",)
-    batch_size: PositiveInt = BATCH
+    batch_size: Count = BATCH
 
 
 @settings
@@ -211,8 +211,8 @@ def construct(
 
     def one_batch(first: int) -> dict[str, Tensor]:
         place, rows = resume / str(first) if resume else None, slice(first, first + batch_size)
-        if place and place.exists():
-            return store.load(place).tensors
+        if place and (before := store.kept(place)):
+            return before
         start = as_float(pool[began[rows].to(hardware.device)])
         with hardware.autocast(), torch.no_grad():
             goal = how.goal(network, pool, wanted, rows)

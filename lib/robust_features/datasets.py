@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from robust_features import archives, store
 from robust_features.downloads import reading, verify
 from robust_features.paths import DATA, ROOT
-from robust_features.settings import UserError, settings
+from robust_features.settings import Count, UserError, settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,33 @@ class ImageSet:
 
 @settings
 class Source:
-    """What every kind is asked for. A kind adds `parts`, all its training and test images, and their terms of use."""
+    """What every kind is asked for. A kind adds `parts`, all its training and test images, their `size` and terms of use."""
 
-    validation: PositiveInt  # images held out of the training images
-    train: PositiveInt | None = None  # so many of the others; None: all
-    test: PositiveInt | None = None
+    validation: Count  # images held out of the training images
+    train: Count | None = None  # so many of the others; None: all
+    test: Count | None = None
+
+    @property
+    def available(self) -> tuple[int, int] | None:
+        """How many training and test images there are; None where only reading them tells."""
+        return None
+
+    @property
+    def taught(self) -> int | None:
+        """How many images are trained on; None where only reading them tells."""
+        return self.train or (self.available and self.available[0] - self.validation)
+
+    def problem(self) -> str:
+        """What keeps it from being read as asked; empty if nothing."""
+        if not self.available:
+            return ""
+        train, test = self.available
+        if (self.test or 0) > test:
+            return f"test: {self.test} images asked for, there are {test}"
+        if (self.train or 1) + self.validation > train:
+            asked = f"{self.train} for train" if self.train else "at least one for train"
+            return f"validation: {self.validation} images asked for and {asked}, there are {train}"
+        return ""
 
 
 Parts = tuple[ImageSet, ImageSet]
@@ -66,8 +88,12 @@ class Digits(Source):
     """8 x 8 digits in scikit-learn, enlarged bilinearly; `test` are held out (Alpaydin and Kaynak 1998; CC BY 4.0)."""
 
     kind: Literal["digits"] = "digits"
-    test: PositiveInt = 500
-    size: PositiveInt = 32
+    test: Count = 500
+    size: Count = 32
+
+    @property
+    def available(self) -> tuple[int, int]:
+        return 1_797 - self.test, 1_797
 
     def parts(self, seed: int) -> Parts:
         from sklearn.datasets import load_digits
@@ -83,6 +109,8 @@ class Cifar(Source):
     """32 x 32 photographs of 10 or 100 classes (Krizhevsky 2009, which users are asked to cite)."""
 
     kind: Literal["cifar10", "cifar100"]
+    size: ClassVar = 32
+    available: ClassVar = 50_000, 10_000
 
     def parts(self, seed: int) -> Parts:
         from torchvision.datasets import CIFAR10, CIFAR100
@@ -100,6 +128,11 @@ class Svhn(Source):
     """32 x 32 house numbers, or 7,000 and 3,000 of its test images (Netzer et al. 2011; non-commercial use only)."""
 
     kind: Literal["svhn", "svhn-first-10000"]
+    size: ClassVar = 32
+
+    @property
+    def available(self) -> tuple[int, int]:
+        return (73_257, 26_032) if self.kind == "svhn" else (7_000, 3_000)
 
     def parts(self, seed: int) -> Parts:
         if self.kind == "svhn":
@@ -125,6 +158,8 @@ class TinyImageNet(Source):
     """64 x 64, 200 classes of ImageNet, tested on its validation set (Le and Yang 2015; non-commercial use only)."""
 
     kind: Literal["tiny-imagenet"] = "tiny-imagenet"
+    size: ClassVar = 64
+    available: ClassVar = 100_000, 10_000
 
     def parts(self, seed: int) -> Parts:
         folder = archives.locate("tiny-imagenet-200", *archives.TINY)
@@ -136,6 +171,7 @@ class ImageNet9(Source):
     """64 x 64, nine unbalanced groups of ImageNet's animals (Chrabaszcz et al. 2017; non-commercial use only)."""
 
     kind: Literal["imagenet9"] = "imagenet9"
+    size: ClassVar = 64
     source: Literal["downsampled", "tiny-imagenet"]  # the second stands in where the first is not at hand
 
     def parts(self, seed: int) -> Parts:
@@ -152,10 +188,24 @@ class ImageFolder(Source):
 
     kind: Literal["image-folder"] = "image-folder"
     path: str  # absolute, or from the project's folder
-    size: PositiveInt
+    size: Count
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / Path(self.path).expanduser()
+
+    @property
+    def available(self) -> tuple[int, int]:  # at most: what is no image is counted too
+        return tuple(sum(1 for _ in self.folder.glob(f"{split}/*/*")) for split in ("train", "test"))
+
+    def problem(self) -> str:
+        """What keeps it from being read as asked; empty if nothing."""
+        absent = [split for split in ("train", "test") if not (self.folder / split).is_dir()]
+        wanted = "; it needs train/<class>/* and test/<class>/*"
+        return f"path: no folder {self.folder / absent[0]}{wanted}" if absent else Source.problem(self)
 
     def parts(self, seed: int) -> Parts:
-        folder = ROOT / Path(self.path).expanduser()
+        folder = self.folder
         both = [sorted(folder.glob(f"{split}/*/*")) for split in ("train", "test")]
         both = [[path for path in paths if path.suffix.lower() in Image.registered_extensions()] for paths in both]
         classes = sorted({path.parent.name for paths in both for path in paths})

@@ -87,8 +87,8 @@ def attack_each(
     found = {"clean": Attacked(clean, zero, zero)}
     for name, attack in attacks.items():
         started, place = time.perf_counter(), resume / name if resume else None
-        if place and place.exists():
-            found[name] = Attacked(**store.load(place).tensors)
+        if place and (before := store.kept(place)):
+            found[name] = Attacked(**before)
         else:
             keep = len(images) if name in whole else GALLERY
             options = dict(
@@ -121,12 +121,13 @@ def save(folder: Path, attacked: dict[str, Attacked], attacks: dict[str, Attack]
 
 def load(model_id: str) -> dict[str, Attacked]:
     """The attacks on a model, or on a family's member, by name."""
-    tensors = store.load(store.folder("evaluations", model_id)).tensors
+    tensors = store.load(folder := store.folder("evaluations", model_id)).tensors
     names = sorted({key.split("/")[0] for key in tensors})
-    return {
-        name: Attacked(**{key.split("/")[1]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")})
-        for name in names
-    }
+    with store.of_this_version(folder):
+        return {
+            name: Attacked(**{key.split("/")[1]: part for key, part in tensors.items() if key.startswith(f"{name}/")})
+            for name in names
+        }
 
 
 def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:

@@ -14,25 +14,33 @@ from typing import Annotated
 
 import pandas as pd
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import AfterValidator, Field
 
 from robust_features import datasets, evaluation, hardware, store, training
 from robust_features.attacks import Attack
 from robust_features.hardware import HardwareSettings
 from robust_features.paths import DATA
-from robust_features.settings import describe, settings
+from robust_features.settings import Seed, describe, settings
 from robust_features.statistics import over_seeds
 from robust_features.training import Training
+
+KINDS = ("models", "evaluations")  # of a member's records
+
+
+def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"every seed once, found {list(seeds)}")
+    return seeds
 
 
 @settings
 class Family:
     """Members by name, the seeds each is trained with, the attacks on it, and the attacks whose images are all kept."""
 
-    members: dict[str, Training]
+    members: Annotated[dict[str, Training], Field(min_length=1)]
     attacks: dict[str, Attack] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_once_each)] = (0,)
 
     def runs(self, member: str) -> dict[str, Training]:
         """What a member's records are called, and what they are of: one of the first seed, `<member>-seed<n>` of others."""
@@ -59,7 +67,7 @@ def make(
     members that are not finished, and those with the epoch and the attack they were in.
     """
     place = _interrupted(family, seed)
-    todo = [run for run in family.trainings if not (place / "evaluations" / run).exists()]
+    todo = [run for run in family.trainings if not all(store.kept(place / kind / run) for kind in KINDS)]
     if finished := len(family.trainings) - len(todo):
         report(f"{finished} of {len(family.trainings)} were finished before")
     cores = os.cpu_count() or 1
@@ -68,6 +76,9 @@ def make(
     for line in map(one, todo) if workers < 2 else _side_by_side(one, todo, workers):
         report(line)
     target = DATA / "families" / name
+    for kind in KINDS:  # without what a killed process left half-written
+        for partial_record in (place / kind).glob(".*.partial"):
+            shutil.rmtree(partial_record)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)

@@ -10,10 +10,9 @@ from itertools import count
 from typing import Literal, TypeVar
 
 import torch
-from pydantic import PositiveInt
 from torch import nn
 
-from robust_features.settings import UserError, settings
+from robust_features.settings import Count, UserError, settings
 
 T = TypeVar("T")
 PAUSE = 30  # seconds between lines on how far it is
@@ -29,7 +28,7 @@ class HardwareSettings:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: PositiveInt | None = None
+    threads: Count | None = None
 
 
 @dataclass(frozen=True)

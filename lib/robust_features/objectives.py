@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features import noise
 from robust_features.attacks import PGD, ascend
 from robust_features.models import Network, folded
-from robust_features.settings import settings
+from robust_features.settings import NonNegative, settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Trades:
 
     kind: Literal["trades"] = "trades"
     attack: PGD
-    weight: NonNegativeFloat = 6.0
+    weight: NonNegative = 6.0
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         fixed = folded(network)
@@ -76,7 +76,7 @@ class TradesKim:
 
     kind: Literal["trades-kim"] = "trades-kim"
     attack: PGD
-    weight: NonNegativeFloat = 0.5
+    weight: NonNegative = 0.5
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         attacked = network.activations(_craft(self.attack, network, images, labels, generator))
@@ -94,7 +94,7 @@ class Mart:
 
     kind: Literal["mart"] = "mart"
     attack: PGD
-    weight: NonNegativeFloat = 5.0
+    weight: NonNegative = 5.0
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         adversarial = _craft(self.attack, network, images, labels, generator)

@@ -6,16 +6,16 @@ A new one: its class with `problem` and `__call__(network, passes, images, label
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features.batches import as_float
 from robust_features.dependence import HSIC
 from robust_features.models import Network, frozen
-from robust_features.settings import nearest, settings
+from robust_features.settings import Count, NonNegative, Pair, Share, nearest, settings
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[Share, Field(lt=1)]  # of the channels
 Passes = tuple[dict[str, Tensor], ...]
 
 
@@ -34,8 +34,8 @@ class IBRAR:
     """
 
     kind: Literal["ibrar"] = "ibrar"
-    alpha: NonNegativeFloat = 0.008
-    beta: NonNegativeFloat = 0.08
+    alpha: NonNegative = 0.008
+    beta: NonNegative = 0.08
     layers: Literal["all"] | tuple[str, ...] = "all"
     hsic: HSIC = HSIC()
 
@@ -66,7 +66,7 @@ class VIB:
     """β · D_KL[N(μ, σ²) ‖ N(0, I)] of the network's stage `encoding`, in nats (Alemi et al. 2017, Eq. 17)."""
 
     kind: Literal["vib"] = "vib"
-    beta: NonNegativeFloat = 1e-3
+    beta: NonNegative = 1e-3
 
     def problem(self, network: Network, batch_size: int) -> str:
         """What keeps this network from being trained so; empty if nothing."""
@@ -90,9 +90,9 @@ class PersistentMask:
     """
 
     kind: Literal["persistent"] = "persistent"
-    fraction: Share = 0.05
-    images: PositiveInt = 500
-    batch: Annotated[int, Field(ge=2)] = 100
+    fraction: Fraction = 0.05
+    images: Count = 500
+    batch: Pair = 100
     hsic: HSIC = HSIC()
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
@@ -118,9 +118,9 @@ class BatchMask:
     with the least I(f_c, Y) and those with the most I(f_c, X) are removed: 10 and 10 of 512 (ResNet-18: 20 and 20)."""
 
     kind: Literal["every-10"] = "every-10"
-    every: PositiveInt = 10
-    least_of_labels: Share = 10 / 512
-    most_of_images: Share = 10 / 512
+    every: Count = 10
+    least_of_labels: Fraction = 10 / 512
+    most_of_images: Fraction = 10 / 512
     hsic: HSIC = HSIC(labels="gaussian")
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:

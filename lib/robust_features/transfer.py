@@ -63,7 +63,7 @@ def make(
     for source, network in sources.items():
         for name, attack in transfer.attacks.items():
             place = unfinished / f"{source}-{name}"
-            if not place.exists():
+            if store.kept(place) is None:
                 aimed = replace(images, labels=targets) if attack.targeted else images
                 options = dict(hardware=hardware, seed=seed, keep=len(images), report=report)
                 adversarial = attack_all(attack, network, aimed, **options).images

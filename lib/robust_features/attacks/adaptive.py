@@ -1,7 +1,8 @@
 """An attack that knows a regulariser (Xu et al. 2022, App. A-B)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import BeforeValidator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -9,7 +10,7 @@ from robust_features.attacks.gradient import PGD, ascend
 from robust_features.dependence import HSIC
 from robust_features.models import Network
 from robust_features.regularisers import IBRAR
-from robust_features.settings import settings
+from robust_features.settings import no_boolean, settings
 
 
 @settings
@@ -23,7 +24,7 @@ class Adaptive:
     kind: Literal["adaptive"] = "adaptive"
     pgd: PGD
     regulariser: IBRAR = IBRAR(hsic=HSIC(labels="gaussian"))
-    sign: Literal[1, -1] = 1
+    sign: Annotated[Literal[1, -1], BeforeValidator(no_boolean)] = 1
 
     @property
     def epsilon(self) -> float:

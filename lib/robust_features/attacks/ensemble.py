@@ -3,14 +3,14 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Generator, Tensor, nn
 
 from robust_features import noise
 from robust_features.attacks.apgd import APGD
+from robust_features.attacks.ball import LinfRadius
 from robust_features.attacks.fab import FAB
 from robust_features.attacks.square import Square
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, settings
 
 
 @settings
@@ -21,10 +21,10 @@ class AutoAttack:
     """
 
     kind: Literal["autoattack"] = "autoattack"
-    epsilon: Pixels
-    steps: PositiveInt = 100
-    targets: PositiveInt = 9
-    queries: PositiveInt = 5000
+    epsilon: LinfRadius
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     @property
     def parts(self) -> tuple[Any, ...]:

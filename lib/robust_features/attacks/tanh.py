@@ -4,17 +4,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from robust_features import noise
 from robust_features.adam import Adam
-from robust_features.attacks.ball import Ball, l2
+from robust_features.attacks.ball import Ball, LinfRadius, l2
 from robust_features.attacks.gradient import margin
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.hardware import Hardware
 from robust_features.models import Network
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, NonNegative, Positive, settings
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -78,12 +77,12 @@ class CarliniWagner:
     """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
-    c: PositiveFloat = 0.1
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
-    confidence: NonNegativeFloat = 0.0
-    checks: PositiveInt = 10
-    epsilon: Pixels | None = None
+    c: Positive = 0.1
+    steps: Count = 200
+    learning_rate: Positive = 0.1
+    confidence: NonNegative = 0.0
+    checks: Count = 10
+    epsilon: LinfRadius | None = None
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the search draws nothing at random."""
@@ -112,12 +111,12 @@ class FeatureGradient:
     direction: Literal["raise", "lower"] = "raise"
     order: Literal["first", "second"] = "first"
     unit: Literal["image", "batch"] = "image"
-    c: PositiveFloat = 0.1
-    weight: NonNegativeFloat = 1.0  # of ‖i·G‖; the paper has none, that is one
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
-    checks: PositiveInt = 3
-    epsilon: Pixels | None = None
+    c: Positive = 0.1
+    weight: NonNegative = 1.0  # of ‖i·G‖; the paper has none, that is one
+    steps: Count = 200
+    learning_rate: Positive = 0.1
+    checks: Count = 3
+    epsilon: LinfRadius | None = None
     bottleneck: Bottleneck = Bottleneck()
 
     def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
