@@ -1,6 +1,7 @@
 """params.yaml → Run. Everything wrong with it is said at once, by key, before any stage runs."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -286,8 +287,8 @@ def _thin(network: NetworkSettings) -> models.Network:
 
 def _positions(network: NetworkSettings, size: int) -> int:
     """How many positions the split has of images of `size` pixels; 0 if these are too small for the network."""
-    if isinstance(network, models.Victim) and size >= 16:  # halves images three times; torchvision takes seconds to import
-        return (size // 8) ** 2
+    if isinstance(network, models.Victim):  # three halvings; to import torchvision takes seconds
+        return (size // 8 if network.kind == "densenet121" else math.ceil(size / 8)) ** 2
     thin, images = _thin(network), torch.zeros(2, 3, size, size)
     with models.frozen(thin), torch.no_grad():
         try:
