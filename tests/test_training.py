@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import textwrap
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +17,19 @@ from robust_features.datasets import Digits, read
 from robust_features.models import VGG16, WideResNet
 from robust_features.objectives import Adversarial, Standard
 from robust_features.settings import UserError
-from robust_features.training import SGD, Adam, OneCycle, StepLR, Training, load, resume_file, save, train
+from robust_features.training import (
+    HISTORY,
+    SGD,
+    Adam,
+    OneCycle,
+    StepLR,
+    Trained,
+    Training,
+    load,
+    resume_file,
+    save,
+    train,
+)
 
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
 ATTACK = PGD(epsilon=0.1, step_size=0.05, steps=2)
@@ -113,6 +127,55 @@ def test_a_killed_run_resumes_and_ends_bit_identical(splits, tmp_path):
     resumed = train(splits, SETTINGS, hardware=CPU, resume=resume, report=lines.append)
     assert lines[0].startswith("resumed after epoch")
     assert same(resumed, quiet(splits))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda state: state[: len(state) // 2], lambda state: b"garbage", lambda state: b""]
+)
+def test_a_damaged_resume_file_is_said_and_training_starts_anew(splits, tmp_path, damage):
+    settings, resume, lines = replace(SETTINGS, objective=Standard(), epochs=1), tmp_path / "state.pt", []
+    whole = quiet(splits, settings, resume=resume)
+    resume.write_bytes(damage(resume.read_bytes()))
+    again = train(splits, settings, hardware=CPU, resume=resume, report=lines.append)
+    assert "state.pt: damaged" in lines[0] and "starts anew" in lines[0] and lines[1].startswith("epoch 1/1")
+    assert same(again, whole) and same(quiet(splits, settings, resume=resume), whole)
+
+
+def test_a_resume_file_of_another_network_leaves_no_trace(splits, tmp_path):
+    settings, lines = replace(SETTINGS, objective=Standard(), epochs=1), []
+    state = {"network": settings.build(10).state_dict(), "optimiser": {}, "schedule": {}, "history": [], "best": {}}
+    for weights in state["network"].values():
+        weights.zero_()
+    torch.save(state, tmp_path / "state.pt")
+    again = train(splits, settings, hardware=CPU, resume=tmp_path / "state.pt", report=lines.append)
+    assert "starts anew" in lines[0] and same(again, quiet(splits, settings))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda card: card.pop("classes"), "no 'classes', so another version wrote it"),
+        (lambda card: card.pop("history"), "no 'history', so another version wrote it"),
+        (lambda card: card["settings"].update(colour=1), "another version wrote it .unknown key 'colour'"),
+        (lambda card: card["settings"]["network"].update(hidden=2), "another version wrote it .RuntimeError: Error"),
+    ],
+)
+def test_a_model_of_another_version_is_refused_with_the_stage_to_run(splits, tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr("robust_features.store.DATA", tmp_path)
+    trained = Trained(SETTINGS.build(10), pd.DataFrame(columns=HISTORY))
+    save(tmp_path / "models" / "m", trained, SETTINGS, classes=splits["train"].classes)
+    path = tmp_path / "models" / "m" / store.CARD
+    card = json.loads(path.read_text("utf-8"))
+    change(card)
+    path.write_text(json.dumps(card), "utf-8")
+    with pytest.raises(UserError, match=f"models/m: {said}.*; delete .*models/m and run `dvc repro train@m`") as error:
+        load("m", hardware=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_nesterovs_step_needs_momentum():
+    with pytest.raises(ValueError, match="nesterov needs momentum"):
+        SGD(learning_rate=0.1, nesterov=True)
 
 
 def test_training_lowers_the_loss_and_the_history_has_a_row_an_epoch(splits):
