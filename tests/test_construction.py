@@ -181,6 +181,13 @@ def test_an_interrupted_construction_goes_on_with_the_batches_that_are_missing(n
     assert torch.equal(again.after, whole.after) and torch.equal(again.reached, whole.reached)
 
 
+def test_a_damaged_batch_of_an_interrupted_construction_is_made_again(network, images, tmp_path):
+    how = Robustified(steps=3, step_size=0.2)
+    whole = make(how, network, images, batch_size=6, resume=tmp_path)
+    (tmp_path / "12" / store.CARD).write_text("{")
+    assert torch.equal(make(how, network, images, batch_size=6, resume=tmp_path).images.images, whole.images.images)
+
+
 def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
     cook("robust", Robustified(steps=3, step_size=0.2), ("train", "test"))
     card = store.load(data / "constructed" / "new" / "it" / "test").card

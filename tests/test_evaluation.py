@@ -130,6 +130,14 @@ def test_an_interrupted_evaluation_goes_on_with_the_attack_it_was_in(network, im
     assert torch.equal(found["pgd"].images, whole.images) and torch.equal(found["pgd"].l2, whole.l2)
 
 
+def test_an_attack_whose_kept_result_is_damaged_is_made_again(network, images, tmp_path, capsys):
+    options = dict(hardware=CPU, seed=0, resume=tmp_path, report=lambda line: None)
+    whole = attack_each({"pgd": ATTACKS["pgd"]}, network, images, **options)["pgd"]
+    (tmp_path / "pgd" / store.TENSORS).write_bytes(b"cut off")
+    again = attack_each({"pgd": ATTACKS["pgd"]}, network, images, **options)["pgd"]
+    assert torch.equal(again.images, whole.images) and "pgd: no whole record" in capsys.readouterr().err
+
+
 def test_what_is_resumed_belongs_to_these_weights_images_attacks_and_seed(network, images):
     other = build(VGG16(width=0.0625), 10, seed=1)
     keys = [

@@ -1,10 +1,10 @@
 # ruff: noqa: E501
 import json
 import math
+import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from importlib import import_module
 from pkgutil import walk_packages
@@ -158,6 +158,15 @@ def test_an_l2_radius_may_exceed_the_range_of_a_pixel_an_linf_radius_may_not():
             attack(epsilon=2, step_size=1)
 
 
+def test_an_attack_that_compares_four_classes_is_refused_for_three(tmp_path):
+    for place in ("train/a", "train/b", "train/c", "train/.hidden", "test/a"):
+        (tmp_path / place).mkdir(parents=True)
+    mine = ImageFolder(path=str(tmp_path), size=32, validation=1, train=99)
+    model, attacks = params.load().models["digits-vgg16-standard"], params.load().attacks["digits"]
+    refused = [line.split()[2] for line in params._unfit(model, "m", mine, params._positions, attacks)]
+    assert refused == ["autoattack"] and mine.class_count == 3
+
+
 def test_a_folder_of_images_is_sound_once_it_has_more_than_are_held_out(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
@@ -194,10 +203,12 @@ def test_a_network_that_is_distilled_needs_two_positions(tmp_path, size, said):
         assert not said
 
 
-def test_the_check_that_guards_every_stage_takes_less_than_five_seconds():
-    start = time.perf_counter()
+def test_the_check_that_guards_every_stage_takes_seconds():
+    before = os.times()
     subprocess.run([sys.executable, "-m", "robust_features.params"], check=True, capture_output=True)
-    assert time.perf_counter() - start < 10, "with room for a busy machine"
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 10, "of a processor's time, which others may share"
 
 
 def test_captions_say_which_networks_are_narrower_than_published(tmp_path):

@@ -65,7 +65,8 @@ def test_rows_count_mistakes_or_hits_of_the_target(both):
     assert len(rows) == 4
 
 
-def test_an_interrupted_transfer_goes_on_with_what_is_missing(both, monkeypatch):
+@pytest.mark.parametrize("damaged, attacked", [(False, [False, True, True]), (True, [False, True, False, True])])
+def test_an_interrupted_transfer_goes_on_with_what_is_missing_or_damaged(both, monkeypatch, data, damaged, attacked):  # noqa: F811
     whole, real, calls = run(both), transfer.attack_all, []
 
     def breaks(attack, *rest, **options):
@@ -77,8 +78,10 @@ def test_an_interrupted_transfer_goes_on_with_what_is_missing(both, monkeypatch)
     monkeypatch.setattr(transfer, "attack_all", breaks)
     with pytest.raises(KeyboardInterrupt):
         run(both)
+    (kept,) = (data / "interrupted").glob("transfer-*/one-untargeted/tensors.safetensors")
+    kept.write_bytes(b"cut off" if damaged else kept.read_bytes())
     again = run(both)
-    assert [attack.targeted for attack in calls] == [False, True, True]
+    assert [attack.targeted for attack in calls] == attacked
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 

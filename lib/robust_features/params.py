@@ -4,7 +4,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from robust_features import models
-from robust_features.attacks import Attack, FeatureGradient
+from robust_features.attacks import APGD, Attack, AutoAttack, FeatureGradient
 from robust_features.bottleneck import Bottleneck
 from robust_features.construction import EVERY, Constructions
 from robust_features.datasets import DatasetSettings, Source
@@ -204,7 +204,8 @@ def _dangling(run: Run) -> Iterator[str]:
             yield f"{place}.dataset: no dataset '{model.dataset}'{near}; there are {', '.join(run.datasets)}"
         elif model.dataset not in run.attacks:
             yield f"run.attacks: no attacks for dataset '{model.dataset}', which {name} is trained on"
-        yield from _unfit(model, place, run.datasets.get(model.dataset), positions, distilled=True)
+        attacks = run.attacks.get(model.dataset, {})
+        yield from _unfit(model, place, run.datasets.get(model.dataset), positions, attacks, distilled=True)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
     sound = {name: entry for name, entry in run.constructed.items() if not entry.problem(run.families)}
@@ -215,8 +216,7 @@ def _dangling(run: Run) -> Iterator[str]:
                 place = f"run.{kind}.{family}.members.{name}"
                 yield from _absent(f"{place}.dataset", "dataset", model.dataset, known)
                 data = run.datasets.get(made.get(model.dataset, model.dataset))
-                distilled = any(isinstance(attack, FeatureGradient) for attack in entry.attacks.values())
-                yield from _unfit(model, place, data, positions, distilled=distilled)
+                yield from _unfit(model, place, data, positions, entry.attacks)
                 if model.seed:
                     yield f"{place}.seed: a family's members are trained with its `seeds`, {list(entry.seeds)}; leave it out"
             for name in entry.keep:
@@ -260,14 +260,16 @@ def _unfit(
     place: str,
     data: Source | None,
     positions: Callable[[NetworkSettings, int], int],
+    attacks: Mapping[str, Attack],
     *,
-    distilled: bool,
+    distilled: bool = False,
 ) -> Iterator[str]:
-    """What keeps a network from being trained so, or on these images; `distilled`: or from being distilled."""
+    """What keeps a network from being trained so on these images, from being attacked, and if asked from being distilled."""
     if model.regulariser and (problem := model.regulariser.problem(_thin(model.network), model.batch_size)):
         yield f"{place}.regulariser.{problem}"
     if data is None:
         return
+    distilled = distilled or any(isinstance(attack, FeatureGradient) for attack in attacks.values())
     kind, size, least = model.network.kind, data.size, 2 if distilled else 1
     if positions(model.network, size) < least:
         enough = next((more for more in (16, 32, 64, 128) if positions(model.network, more) >= least), None)
@@ -276,8 +278,15 @@ def _unfit(
         yield f"{place}.network: {kind} leaves of images of {size} pixels {left}; {remedy}"
     if data.taught and model.batch_size > data.taught:
         yield f"{place}.batch_size: {model.batch_size} is more than the {data.taught} images of {model.dataset}"
+    for name in attacks if data.class_count and data.class_count < 4 else ():
+        if _compares_four_classes(attacks[name]):
+            yield f"{place}: attack {name} compares four classes, {model.dataset} has {data.class_count}; leave it out"
     if model.augmentation.padding >= size:
         yield f"{place}.augmentation.padding: {model.augmentation.padding} pixels of black hide images of {size}"
+
+
+def _compares_four_classes(attack: Attack) -> bool:
+    return isinstance(attack, AutoAttack) or (isinstance(attack, APGD) and (attack.loss == "dlr" or attack.targets > 0))
 
 
 def _thin(network: NetworkSettings) -> models.Network:
