@@ -265,10 +265,10 @@ def test_a_truncated_archive_elsewhere_is_named_and_left_alone(lying, data):
     assert archive.exists() and not data.exists()
 
 
-def test_a_damaged_file_elsewhere_is_not_ours_to_delete(lying):
+def test_a_damaged_file_elsewhere_is_not_ours_to_delete(cifar, lying):
     settings, archive = lying
-    folder = downloads.extract(archive, archive.with_name(settings.known().base_folder))
-    name = settings.known().test_list[0][0]
+    folder = downloads.extract(archive, archive.with_name(cifar[1].base_folder))
+    name = cifar[1].test_list[0][0]
     (folder / name).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"{folder / name}: md5 is .*; put a sound copy there, or take it out"):
         read(settings, seed=0)
@@ -282,16 +282,28 @@ def test_a_relative_folder_is_sought_in_the_project_and_a_tilde_at_home(lying, m
     assert len(read(lying[0], seed=0)["validation"]) == 10
 
 
-def test_data_elsewhere_has_a_fingerprint_packed_or_not_and_our_own_has_none(lying, monkeypatch):
-    settings, archive = lying
-    packed_ = datasets.fingerprint(settings)
-    assert packed_["files"] == 1 and packed_["bytes"] == archive.stat().st_size
-    read(settings, seed=0)
-    assert datasets.fingerprint(settings) == packed_
-    archive.touch()
-    assert datasets.fingerprint(settings) != packed_
-    monkeypatch.delenv(archives.ELSEWHERE)
-    assert datasets.fingerprint(settings) == datasets.fingerprint(Digits(validation=1)) == {}
+# Whether what others may change has changed
+
+
+@pytest.mark.parametrize("name", ["svhn-first-10000.npz", "tiny-imagenet-200/words.txt", "Imagenet64/val_data"])
+def test_what_lies_elsewhere_without_a_checksum_has_a_fingerprint(tmp_path, monkeypatch, name):
+    kinds = Svhn(kind="svhn-first-10000", validation=1), TinyImageNet(validation=1)
+    kinds += tuple(ImageNet9(source=source, validation=1) for source in ("downsampled", "tiny-imagenet"))
+    monkeypatch.setenv(archives.ELSEWHERE, str(tmp_path))
+    assert [datasets.fingerprint(kind) for kind in kinds] == [{}] * 4
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"12345")
+    before = [datasets.fingerprint(kind) for kind in kinds]
+    assert {(each["files"], each["bytes"]) for each in before if each} == {(1, 5)}
+    (tmp_path / name).write_bytes(b"54321")
+    assert [datasets.fingerprint(kind) == each for kind, each in zip(kinds, before, strict=True)] == [
+        not x for x in before
+    ]
+
+
+def test_what_ships_or_has_a_published_checksum_has_none():
+    kinds = Digits(validation=1), Cifar(kind="cifar10", validation=1), Svhn(kind="svhn", validation=1)
+    assert [datasets.fingerprint(kind) for kind in kinds] == [{}] * 3
 
 
 # SVHN

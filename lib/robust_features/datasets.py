@@ -56,7 +56,7 @@ class ImageSet:
 class Source:
     """What every kind is asked for. A kind adds `parts`, all its training and test images, and their terms of use.
 
-    `outside` lists the files and folders that it reads from outside the project, where they can change.
+    `outside` lists what it reads that others may change: not what is downloaded or has a published checksum.
     """
 
     validation: PositiveInt  # images held out of the training images
@@ -96,16 +96,10 @@ class Cifar(Source):
 
     kind: Literal["cifar10", "cifar100"]
 
-    def known(self) -> Any:
+    def parts(self, seed: int) -> Parts:
         from torchvision.datasets import CIFAR10, CIFAR100
 
-        return CIFAR10 if self.kind == "cifar10" else CIFAR100
-
-    def outside(self) -> list[Path]:
-        return archives.outside(self.known().base_folder, self.known().url)
-
-    def parts(self, seed: int) -> Parts:
-        known = self.known()
+        known = CIFAR10 if self.kind == "cifar10" else CIFAR100
         folder = archives.locate(known.base_folder, known.url, known.tgz_md5)
         ours = folder.is_relative_to(DATA)
         remedy = f"delete {folder} to have it downloaded again" if ours else archives.REPLACE
@@ -122,10 +116,7 @@ class Svhn(Source):
     kind: Literal["svhn", "svhn-first-10000"]
 
     def outside(self) -> list[Path]:
-        names = ["train_32x32.mat", "test_32x32.mat"]
-        if self.kind == "svhn-first-10000":
-            names = ["svhn-first-10000.npz"] if archives.outside("svhn-first-10000.npz") else names[1:]
-        return [path for name in names for path in archives.outside(name)]
+        return [archives.locate("svhn-first-10000.npz")] if self.kind == "svhn-first-10000" else []
 
     def parts(self, seed: int) -> Parts:
         if self.kind == "svhn":
@@ -156,7 +147,7 @@ class TinyImageNet(Source):
     kind: Literal["tiny-imagenet"] = "tiny-imagenet"
 
     def outside(self) -> list[Path]:
-        return archives.outside("tiny-imagenet-200", archives.TINY[0])
+        return archives.outside("tiny-imagenet-200")
 
     def parts(self, seed: int) -> Parts:
         folder = archives.locate("tiny-imagenet-200", *archives.TINY)
@@ -172,8 +163,8 @@ class ImageNet9(Source):
     source: Literal["downsampled", "tiny-imagenet"]  # the second stands in where the first is not at hand
 
     def outside(self) -> list[Path]:
-        down = self.source == "downsampled"
-        return archives.outside("Imagenet64") if down else archives.outside("tiny-imagenet-200", archives.TINY[0])
+        given = self.source == "downsampled"
+        return [archives.locate("Imagenet64")] if given else archives.outside("tiny-imagenet-200")
 
     def parts(self, seed: int) -> Parts:
         if self.source == "downsampled":
@@ -197,10 +188,10 @@ class ImageFolder(Source):
     size: PositiveInt
 
     def outside(self) -> list[Path]:
-        return [path for path in [ROOT / Path(self.path).expanduser()] if path.is_dir()]
+        return [ROOT / Path(self.path).expanduser()]
 
     def parts(self, seed: int) -> Parts:
-        folder = ROOT / Path(self.path).expanduser()
+        (folder,) = self.outside()
         found = folders.list_images(folder)
         label = {name: i for i, name in enumerate(found.classes)}
         train, test = ([(path, label[name]) for path, name in files] for files in found.files.values())
@@ -221,7 +212,10 @@ def read(settings: Source, *, seed: int) -> dict[str, ImageSet]:
 
 
 def fingerprint(settings: Source) -> dict[str, Any]:
-    """Number, bytes and a hash of the names, sizes and times of what is read from outside the project; {} if nothing is."""
+    """Number, bytes and a hash of the names, sizes and times of the files that `settings.outside` lists; {} if none is there.
+
+    A stage that reads the dataset depends on it, so that a change is noticed.
+    """
     return folders.fingerprint(settings.outside())
 
 

@@ -108,15 +108,16 @@ def counted(kinds: Counter[str]) -> str:
 
 
 def fingerprint(paths: list[Path]) -> dict[str, Any]:
-    """Number, bytes and a hash of names, sizes and times of change of these files and of all in these folders; {} of none.
+    """Number, bytes and a hash of names, sizes and times of change of these files and of all in these folders; {} if none.
 
     Follows symbolic links; four folders deep, so that a link to a folder above ends.
     """
     found = []
     for top in paths:
         for path in _walk(top) if top.is_dir() else [top]:
-            stat = path.stat()
-            found.append((os.path.relpath(path, top.parent), stat.st_size, stat.st_mtime_ns))
+            if path.exists():
+                stat = path.stat()
+                found.append((os.path.relpath(path, top.parent), stat.st_size, stat.st_mtime_ns))
     digest = sha256(repr(sorted(found)).encode()).hexdigest()
     return {"files": len(found), "bytes": sum(size for _, size, _ in found), "sha256": digest} if found else {}
 
