@@ -10,7 +10,7 @@ from robust_features.bottleneck import Bottleneck, Distillation, distil, informa
 from robust_features.models import VGG16, build
 from robust_features.models.network import Network, pooled
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 
 
 def planted(channels=12, informative=4):

@@ -18,7 +18,7 @@ from robust_features.models import VGG16, build
 from robust_features.objectives import Standard
 from robust_features.training import SGD, Trained, Training
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 SETTINGS = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), epochs=1,
                     optimiser=SGD(learning_rate=0.1), monitor=PGD(epsilon=0.1, step_size=0.1))  # fmt: skip
 HALF_LEVEL = 0.5 / 255  # what rounding to uint8 moves a pixel by, at most

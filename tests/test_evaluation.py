@@ -27,7 +27,7 @@ from robust_features.evaluation import (
 from robust_features.hardware import side_by_side
 from robust_features.models import VGG16, build
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 ATTACKS = {"pgd": PGD(epsilon=0.05, step_size=0.02, steps=3), "cw": CarliniWagner(c=10.0, steps=4)}
 
 

@@ -19,7 +19,7 @@ PGD2 = PGD(epsilon=0.1, step_size=0.05, steps=2)
 CE = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), optimiser=SGD(learning_rate=0.05), epochs=1,
               batch_size=32, augmentation=Augmentation(padding=0, flip=False), monitor=PGD2)  # fmt: skip
 FAMILY = Family(members={"ce": CE, "ibrar": replace(CE, regulariser=IBRAR())}, attacks={"pgd": PGD2}, keep=("pgd",))
-MACHINE = HardwareSettings(device="cpu", threads=1)
+MACHINE = HardwareSettings(device="cpu", precision="fp32", threads=1)
 
 
 @pytest.fixture

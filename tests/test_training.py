@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from robust_features import hardware, store
+from robust_features import construction, datasets, hardware, store, training
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
+from robust_features.construction import Constructions, Recipe, Relabelled
 from robust_features.datasets import Digits, read
+from robust_features.families import Family
 from robust_features.models import VGG16, WideResNet
 from robust_features.objectives import Adversarial, Standard
+from robust_features.regularisers import IBRAR
 from robust_features.settings import UserError
 from robust_features.training import (
     HISTORY,
@@ -31,7 +34,8 @@ from robust_features.training import (
     train,
 )
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+pytestmark = pytest.mark.numeric
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 ATTACK = PGD(epsilon=0.1, step_size=0.05, steps=2)
 SETTINGS = Training(
     dataset="digits",
@@ -93,6 +97,37 @@ def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resume
     short = quiet(splits, replace(settings, epochs=at, keep="last"))
     assert all(map(torch.equal, best.network.state_dict().values(), short.network.state_dict().values()))
     assert same(best, quiet(splits, settings, resume=resume)), "which has nothing left to train"
+
+
+def test_early_stopping_watches_constructed_validation_images_or_if_asked_the_true_ones(tmp_path, monkeypatch, splits):
+    for module in (datasets, store, construction):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    datasets.save("digits", splits, SETTINGS)
+    one = quiet(splits, replace(SETTINGS, epochs=1))
+    save(store.folder("models", "sources/it"), one, SETTINGS, classes=splits["train"].classes)
+    recipe = Recipe(member="it", make=Relabelled(targets="next", steps=1), splits=("train", "validation"))
+    entry = Constructions(dataset="digits", family="sources", sets={"next": recipe})
+    construction.make("made", entry, {"sources": Family(members={"it": SETTINGS})}, hardware=CPU, seed=0, report=str)
+    made, true = (
+        training.splits(replace(SETTINGS, dataset="made/next", keep=k))["validation"] for k in ("best", "best-true")
+    )
+    original = splits["validation"]
+    assert torch.equal(true.images, original.images) and torch.equal(true.labels, original.labels)
+    assert torch.equal(made.labels, (original.labels + 1) % 10) and not torch.equal(made.images, original.images)
+    read_again = training.splits(replace(SETTINGS, keep="best-true"))["validation"]
+    assert torch.equal(read_again.labels, original.labels), "of a dataset that no network made"
+
+
+def test_in_bfloat16_only_the_network_computes(splits, monkeypatch):
+    where, term = [], IBRAR.__call__
+    monkeypatch.setattr(IBRAR, "__call__", lambda *a: where.append(torch.is_autocast_enabled("cpu")) or term(*a))
+    settings = replace(SETTINGS, epochs=1, regulariser=IBRAR())
+    half = train(splits, settings, hardware=replace(CPU, precision="bf16"), report=lambda line: None)
+    assert half.precision == "bf16" and not any(where) and len(where) == 4
+    assert {weight.dtype for weight in half.network.parameters()} == {torch.float32}
+    whole = quiet(splits, settings)
+    assert half.history["loss"].item() == pytest.approx(whole.history["loss"].item(), rel=0.05)
+    assert not same(half, whole) and whole.precision == "fp32"
 
 
 def test_without_a_monitor_the_network_is_the_same_and_the_history_knows_clean_accuracy_only(splits, tmp_path):

@@ -16,7 +16,7 @@ ENTRY = Transfer(
     victims="victims",
     attacks={"untargeted": STEP, "targeted": replace(STEP, targeted=True)},
 )
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 
 
 @pytest.fixture

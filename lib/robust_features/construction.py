@@ -22,7 +22,7 @@ from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH
 from robust_features.files import atomic
-from robust_features.hardware import Hardware, side_by_side
+from robust_features.hardware import Hardware, Precision, side_by_side
 from robust_features.models import Network, folded
 from robust_features.paths import DATA
 from robust_features.settings import Count, Positive, describe, nearest, settings
@@ -132,7 +132,7 @@ class Recipe:
 
     member: str
     make: Construction
-    splits: Annotated[tuple[Literal["train", "test"], ...], Field(min_length=1)] = ("train",)
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("train", "validation")
     batch_size: Count = BATCH
 
 
@@ -189,7 +189,7 @@ def make(
             split: construct(recipe.make, network, part, resume=places[-1] / split, **options)
             for split, part in images.items()
         }
-        save(name, entry, recipe, member, made, seed=seed)
+        save(name, entry, recipe, member, made, seed=seed, precision=hardware.precision_of(network))
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -207,6 +207,7 @@ def construct(
 ) -> Constructed:
     """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
     network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
+    precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:
@@ -214,10 +215,11 @@ def construct(
         if place and (before := store.kept(place)):
             return before
         start = as_float(pool[began[rows].to(hardware.device)])
-        with hardware.autocast(), torch.no_grad():
+        with torch.no_grad():
             goal = how.goal(network, pool, wanted, rows)
             before = how.distance(how.outputs(network, start), goal)
-            found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
+            with hardware.autocast(precision):
+                found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
             stored = (255 * found).round().byte()  # what a dataset keeps
             outputs = how.outputs(network, as_float(stored))
             after, reached = how.distance(outputs, goal), how.reached(outputs, goal, before)
@@ -234,7 +236,14 @@ def construct(
 
 
 def save(
-    id: str, entry: Constructions, recipe: Recipe, member: str, made: dict[str, Constructed], *, seed: int
+    id: str,
+    entry: Constructions,
+    recipe: Recipe,
+    member: str,
+    made: dict[str, Constructed],
+    *,
+    seed: int,
+    precision: Precision,
 ) -> None:
     """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
 
@@ -242,7 +251,7 @@ def save(
     """
     source = store.load(store.folder("models", f"{entry.family}/{member}")).card["sha256"]
     card = {"dataset": entry.dataset, "network": f"{entry.family}/{member}", "recipe": describe(recipe)}
-    card |= {"seed": seed, "source_sha256": source}
+    card |= {"seed": seed, "precision": precision, "source_sha256": source}
     with atomic(DATA / "constructed" / id) as partial:
         for split in ("train", "validation", "test") if "train" in made else made:
             base = store.load(datasets.folder(entry.dataset) / split)
@@ -250,6 +259,8 @@ def save(
             if split not in made:
                 store.save(partial / split, base.tensors, card | own)
                 continue
+            if split == "validation":  # what training with `keep: best-true` watches
+                store.save(partial / "validation-true", base.tensors, card | own)
             part = made[split]
             means = {name: getattr(part, name).mean().item() for name in ("l2", "before", "after")}
             own |= {"size": len(part.images), "reached": part.reached.float().mean().item(), "mean": means}

@@ -1,7 +1,7 @@
 """Running a network, and an attack on it, over a whole set of images; memory is bounded by the batch."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from robust_features import datasets, noise, store
-from robust_features.attacks import Attack, l2, linf
+from robust_features.attacks import NIFGSM, PGD, Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
-from robust_features.hardware import Hardware, side_by_side
+from robust_features.hardware import Hardware, Precision, side_by_side
 from robust_features.models import Network, folded, frozen
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
@@ -47,17 +47,18 @@ def attack_all(
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
+    Predictions and norms are float32, whatever the attack was crafted in.
     """
-    network = hardware.place(folded(network))
+    network, precision = hardware.place(folded(network)), crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)
         clean, labels = as_float(images.images[part].to(hardware.device)), images.labels[part].to(hardware.device)
-        with hardware.autocast():
+        with hardware.autocast(precision):
             adversarial = attack(network, clean, labels, generator=keys[part])
-            with torch.no_grad():
-                predictions = network(adversarial).argmax(1)
+        with torch.no_grad():
+            predictions = network(adversarial).argmax(1)
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
@@ -65,6 +66,17 @@ def attack_all(
     columns = zip(*side_by_side(one_batch, starts, hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
+
+
+def crafted_in(attack: Attack, network: Network, hardware: Hardware) -> Precision:
+    """What an attack runs the network in: fp32 if it decides by the outputs which image it returns.
+
+    An image that rests because bfloat16 takes it for fooled may not be fooled: the attack would look weaker than it is.
+    """
+    match attack:
+        case PGD(keep="last", restarts=1) | NIFGSM():
+            return hardware.precision_of(network)
+    return "fp32"
 
 
 def attack_each(
@@ -98,7 +110,8 @@ def attack_each(
             if place:
                 store.save(place, {k: t for k, t in vars(found[name]).items() if t is not None}, {})
         right = (found[name].predictions == images.labels).float().mean()
-        report(f"{name}: {right:.1%} of {len(images)} still right  ({time.perf_counter() - started:.1f} s)")
+        seconds, precision = time.perf_counter() - started, crafted_in(attack, network, hardware)
+        report(f"{name}: {right:.1%} of {len(images)} still right  ({seconds:.1f} s in {precision})")
     return found
 
 
@@ -108,15 +121,25 @@ def resume_folder(attacks: dict[str, Attack], network: Network, images: ImageSet
     return store.interrupted("attacks", settings, [images.images, images.labels, *network.state_dict().values()])
 
 
-def save(folder: Path, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
-    """Write the tensors of every attack, by name, and its settings to a folder, such as data/evaluations/<id>/."""
+def save(
+    folder: Path,
+    attacked: dict[str, Attacked],
+    attacks: dict[str, Attack],
+    *,
+    precision: Mapping[str, Precision] | None = None,
+) -> None:
+    """Write the tensors of every attack, by name, and its settings to a folder, such as data/evaluations/<id>/.
+
+    The card also says what each was crafted in, if told.
+    """
     tensors = {
         f"{name}/{field}": tensor
         for name, result in attacked.items()
         for field, tensor in vars(result).items()
         if tensor is not None
     }
-    store.save(folder, tensors, {"attacks": {name: describe(a) for name, a in attacks.items()}})
+    card = {"attacks": {name: describe(a) for name, a in attacks.items()}, "precision": dict(precision or {})}
+    store.save(folder, tensors, card)
 
 
 def load(model_id: str) -> dict[str, Attacked]:
@@ -202,5 +225,5 @@ def decide(
 def _outputs(
     function: Callable[[Tensor], Tensor], network: Network, inputs: Tensor, hardware: Hardware, batch_size: int
 ) -> Tensor:
-    with frozen(network), torch.no_grad(), hardware.autocast():
+    with frozen(network), torch.no_grad():
         return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])

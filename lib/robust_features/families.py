@@ -110,18 +110,18 @@ def _one(
         report(f"{name}: {line}")
 
     chosen, model = hardware.choose(machine), family.trainings[name]
-    splits = {split: datasets.load(model.dataset, split) for split in ("train", "validation", "test")}
-    learnt = {split: splits[split] for split in ("train", "validation")}
+    learnt, test = training.splits(model), datasets.load(model.dataset, "test")
     resume = training.resume_file(model, learnt)
     trained = training.train(learnt, model, hardware=chosen, resume=resume, report=say)
-    training.save(place / "models" / name, trained, model, classes=splits["train"].classes)
-    half = evaluation.resume_folder(family.attacks, trained.network, splits["test"], seed=seed)
+    training.save(place / "models" / name, trained, model, classes=test.classes)
+    half = evaluation.resume_folder(family.attacks, trained.network, test, seed=seed)
     options = dict(hardware=chosen, seed=seed, whole=family.keep, resume=half, report=say)
-    attacked = evaluation.attack_each(family.attacks, trained.network, splits["test"], **options)
-    evaluation.save(place / "evaluations" / name, attacked, family.attacks)
+    attacked = evaluation.attack_each(family.attacks, trained.network, test, **options)
+    how = {key: evaluation.crafted_in(attack, trained.network, chosen) for key, attack in family.attacks.items()}
+    evaluation.save(place / "evaluations" / name, attacked, family.attacks, precision=how)
     resume.unlink(missing_ok=True)
     shutil.rmtree(half, ignore_errors=True)
-    right = {key: (found.predictions == splits["test"].labels).float().mean() for key, found in attacked.items()}
+    right = {key: (found.predictions == test.labels).float().mean() for key, found in attacked.items()}
     return f"{name}: " + ", ".join(f"{key} {share:.1%}" for key, share in right.items())
 
 

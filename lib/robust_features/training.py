@@ -12,13 +12,13 @@ import torch
 from pydantic import Field, TypeAdapter, model_validator
 from torch import Generator, Tensor, nn, optim
 
-from robust_features import models, store
+from robust_features import datasets, models, store
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation, as_float, shuffled
 from robust_features.datasets import ImageSet
 from robust_features.evaluation import attack_all, predict
 from robust_features.files import atomic
-from robust_features.hardware import Hardware
+from robust_features.hardware import Hardware, Precision
 from robust_features.models import Network, NetworkSettings
 from robust_features.objectives import Objective, Standard
 from robust_features.regularisers import Mask, Regulariser
@@ -106,7 +106,7 @@ class Training:
     regulariser: Regulariser | None = None
     mask: Mask | None = None
     monitor: PGD | None = None  # the attack of the history, on the validation split; without it, clean accuracy only
-    keep: Literal["last", "best"] = "last"  # best: the epoch with the highest clean accuracy on the validation split
+    keep: Literal["last", "best", "best-true"] = "last"  # best: the epoch most accurate on the validation images
     seed: Seed = 0
 
     @property
@@ -125,6 +125,7 @@ class Trained:
 
     network: Network
     history: pd.DataFrame
+    precision: Precision = "fp32"  # it was trained in
 
 
 def train(
@@ -145,6 +146,7 @@ def train(
     parts = _begin(splits["train"], settings, hardware)
     if settings.regulariser and (problem := settings.regulariser.problem(parts["network"], settings.batch_size)):
         raise UserError(f"regulariser.{problem}")
+    precision = hardware.precision_of(parts["network"])
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     if resume and resume.exists():
@@ -160,7 +162,7 @@ def train(
     network, optimiser, schedule = parts["network"], parts["optimiser"], parts["schedule"]
     for epoch in range(len(history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware, epoch)
+        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware.autocast(precision), epoch)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} after epoch {epoch}: training diverged; in params.yaml, lower this model's "
@@ -169,7 +171,7 @@ def train(
         history.append(
             {"epoch": epoch, "loss": loss.item(), **_validate(network, splits["validation"], settings, hardware)}
         )
-        if settings.keep == "best" and history[-1]["clean"] > max((row["clean"] for row in history[:-1]), default=-1):
+        if settings.keep != "last" and history[-1]["clean"] > max((row["clean"] for row in history[:-1]), default=-1):
             best = copy.deepcopy(network.state_dict())
         if resume:
             state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
@@ -179,11 +181,22 @@ def train(
         attacked = f"  attacked {row['attacked']:.1f} %" if settings.monitor else ""
         report(
             f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %{attacked}  "
-            f"{seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
+            f"{seconds:.1f} s in {precision}, {seconds * (settings.epochs - epoch):.0f} s left"
         )
     if best:
         network.load_state_dict(best)
-    return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY))
+    return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY), precision)
+
+
+def splits(settings: Training) -> dict[str, ImageSet]:
+    """The images to train on, and those to watch: `validation`, of a constructed dataset constructed as the others are.
+
+    `keep: best-true` watches the images that these were made of, with their true labels, which a learner does not have.
+    """
+    true = "validation-true"  # of datasets whose validation images a network made
+    there = settings.keep == "best-true" and (datasets.folder(settings.dataset) / true).exists()
+    watched = true if there else "validation"
+    return {"train": datasets.load(settings.dataset, "train"), "validation": datasets.load(settings.dataset, watched)}
 
 
 def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
@@ -197,9 +210,8 @@ def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[s
     rows = [
         {name: value for name, value in row.items() if value == value} for row in trained.history.to_dict("records")
     ]
-    store.save(
-        folder, trained.network.state_dict(), {"settings": describe(settings), "classes": classes, "history": rows}
-    )
+    card = {"settings": describe(settings), "classes": classes, "precision": trained.precision, "history": rows}
+    store.save(folder, trained.network.state_dict(), card)
 
 
 def load(model_id: str, *, hardware: Hardware) -> tuple[Network, pd.DataFrame]:
@@ -227,7 +239,7 @@ def _one_epoch(
     settings: Training,
     optimiser: optim.Optimizer,
     schedule: optim.lr_scheduler.LRScheduler,
-    hardware: Hardware,
+    autocast: torch.autocast,
     epoch: int,
 ) -> Tensor:
     """Mean loss of the epoch, a tensor: nothing waits for the device until the end."""
@@ -239,14 +251,14 @@ def _one_epoch(
         if settings.mask:
             settings.mask.before_epoch(network, images, labels, epoch, generator.initial_seed())
         for index, (batch, targets) in enumerate(shuffled(images, labels, settings.batch_size, generator)):
-            with hardware.autocast():
-                augmented = settings.augmentation(batch, generator)
-                if settings.mask:
-                    settings.mask.before_batch(network, augmented, targets, index)
+            augmented = settings.augmentation(batch, generator)
+            if settings.mask:
+                settings.mask.before_batch(network, augmented, targets, index)
+            with autocast:
                 outcome = settings.objective(network, augmented, targets, generator=generator)
-                loss = outcome.loss
-                if settings.regulariser:
-                    loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
+            loss = outcome.loss
+            if settings.regulariser:
+                loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
