@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Generator, Tensor, nn
 
+from robust_features import inputs
 from robust_features.attacks.ball import Norm, l2, linf
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Pixels, settings
@@ -31,7 +32,9 @@ class FAB:
     pull: Share = 0.9  # their β: back towards the image once it is fooled
     alpha_max: Share = 0.1
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`; nothing is drawn at random."""
         with torch.no_grad():
             ranked = model(images).argsort(1, descending=True)
