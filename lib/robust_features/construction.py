@@ -1,6 +1,6 @@
 """Datasets that a network makes of a dataset: robustified images, and images labelled with the class they were moved to.
 
-A new one: its class with `plan`, `outputs`, `goal`, `distance`, `move`, `reached`, and its place in `Construction`.
+A new one: its class with `plan`, `outputs`, `goal`, `check`, `distance`, `move`, `reached`, and its place in `Construction`.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features import datasets, lbfgs, noise, store, training
+from robust_features import datasets, inputs, lbfgs, noise, store, training
 from robust_features.attacks import Ball, ascend, l2
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
@@ -73,7 +73,11 @@ class Robustified:
 
     def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
         """What the outputs of these rows are to become: of uint8 images and labels on the device."""
-        return self.outputs(network, as_float(images[rows]))
+        return self.outputs(network, inputs.numbers(network, as_float(images[rows]), "images"))
+
+    def check(self, outputs: Tensor, goal: Tensor) -> None:
+        """Raises ValueError for representations that are not finite."""
+        inputs.finite(outputs)
 
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return (outputs - goal).norm(dim=1)
@@ -115,6 +119,10 @@ class Relabelled:
 
     def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
         return labels[rows]
+
+    def check(self, outputs: Tensor, goal: Tensor) -> None:
+        """Raises ValueError for logits that are not finite, or fewer than there are targets."""
+        inputs.logits(outputs, goal)
 
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return F.cross_entropy(outputs, goal, reduction="none")
@@ -194,6 +202,7 @@ def make(
         shutil.rmtree(place, ignore_errors=True)
 
 
+@inputs.gradients()
 def construct(
     how: Construction,
     network: Network,
@@ -205,31 +214,38 @@ def construct(
     resume: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Constructed:
-    """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
+    """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there.
+
+    Raises ValueError for what `inputs` refuses, such as a network that gives NaN.
+    """
     network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
     precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:
         place, rows = resume / str(first) if resume else None, slice(first, first + batch_size)
-        if place and (before := store.kept(place)):
-            return before
-        start = as_float(pool[began[rows].to(hardware.device)])
+        if place and (kept := store.kept(place)):
+            return kept
+        start = inputs.numbers(network, as_float(pool[began[rows].to(hardware.device)]), "images")
         with torch.no_grad():
             goal = how.goal(network, pool, wanted, rows)
-            before = how.distance(how.outputs(network, start), goal)
+            outputs = how.outputs(network, start)
+            how.check(outputs, goal)
+            before = how.distance(outputs, goal)
             with hardware.autocast(precision):
                 found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
+            inputs.finite(found, "the network's gradients give")
             stored = (255 * found).round().byte()  # what a dataset keeps
-            outputs = how.outputs(network, as_float(stored))
+            outputs = how.outputs(network, as_float(stored).to(start))
             after, reached = how.distance(outputs, goal), how.reached(outputs, goal, before)
+            inputs.finite(torch.stack([before, after], 1))
         moved = l2(as_float(stored) - start)
         part = dict(images=stored, l2=moved, before=before, after=after, reached=reached)
         if place:
             store.save(place, part, {})
         return part
 
-    parts = side_by_side(one_batch, range(0, len(labels), batch_size), hardware.device, report=report)
+    parts = side_by_side(one_batch, range(0, max(1, len(labels)), batch_size), hardware.device, report=report)
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
     return Constructed(made, began, **columns)

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from robust_features import datasets, noise, store
+from robust_features import datasets, inputs, noise, store
 from robust_features.attacks import NIFGSM, PGD, Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware, Precision, side_by_side
 from robust_features.models import Network, folded, frozen
-from robust_features.settings import describe
+from robust_features.settings import UserError, describe, nearest
 from robust_features.statistics import Interval, wilson
 
 BATCH = 250
@@ -33,6 +33,7 @@ class Attacked:
     images: Tensor | None = None
 
 
+@inputs.gradients()
 def attack_all(
     attack: Attack,
     network: Network,
@@ -47,7 +48,8 @@ def attack_all(
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
-    Predictions and norms are float32, whatever the attack was crafted in.
+    Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what `inputs` refuses, such as
+    a network that gives NaN; of an empty set the result is empty.
     """
     network, precision = hardware.place(folded(network)), crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
@@ -58,11 +60,11 @@ def attack_all(
         with hardware.autocast(precision):
             adversarial = attack(network, clean, labels, generator=keys[part])
         with torch.no_grad():
-            predictions = network(adversarial).argmax(1)
+            predictions = inputs.finite(network(inputs.numbers(network, adversarial, "images"))).argmax(1)
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    starts = range(0, len(images), batch_size)
+    starts = range(0, max(1, len(images)), batch_size)  # of an empty set, an empty batch
     columns = zip(*side_by_side(one_batch, starts, hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
@@ -167,6 +169,8 @@ def measures(models: dict[str, dict[str, str]], names: Collection[str]) -> pd.Da
         found = load(model)
         labels = datasets.load(dimensions["dataset"], "test").labels
         for name in names:
+            if name not in found:
+                raise UserError(f"{model}: no attack '{name}'{nearest(name, found)}; there are {', '.join(found)}")
             measured = row(found[name], found["clean"], labels)
             l2, linf = measured.pop("l2"), 255 * measured.pop("linf")
             for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
@@ -204,26 +208,34 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:
 
 
 def predict(network: Network, images: Tensor, *, hardware: Hardware, batch_size: int = BATCH) -> Tensor:
-    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]."""
-    return _outputs(network, network, images, hardware, batch_size)
+    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError for what `inputs` refuses."""
+    return _outputs(network, inputs.pixels, network, images, hardware, batch_size)
 
 
 def features(
     network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N, C, h, w) float32 on the CPU: f_l of every image, by default at the network's split."""
-    return _outputs(lambda batch: network.features(batch, at), network, images, hardware, batch_size)
+    return _outputs(lambda batch: network.features(batch, at), inputs.pixels, network, images, hardware, batch_size)
 
 
 def decide(
     network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N,) class that f_l+ predicts from features, on the CPU."""
-    return _outputs(lambda batch: network.head(batch, at), network, features, hardware, batch_size).argmax(1)
+    head = lambda batch: network.head(batch, at)  # noqa: E731
+    return _outputs(head, inputs.numbers, network, features, hardware, batch_size).argmax(1)
 
 
+@torch.inference_mode(False)
 def _outputs(
-    function: Callable[[Tensor], Tensor], network: Network, inputs: Tensor, hardware: Hardware, batch_size: int
+    function: Callable[[Tensor], Tensor],
+    checked: Callable[[Network, Tensor], Tensor],
+    network: Network,
+    given: Tensor,
+    hardware: Hardware,
+    batch_size: int,
 ) -> Tensor:
     with frozen(network), torch.no_grad():
-        return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
+        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size))
+        return inputs.finite(torch.cat([function(batch).float().cpu() for batch in batches]))

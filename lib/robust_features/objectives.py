@@ -120,4 +120,4 @@ def _cross_entropy(outputs: dict[str, Tensor], labels: Tensor) -> Outcome:
 
 
 def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    return attack(folded(network), images, labels, generator=generator)
+    return attack.perturb(folded(network), images, labels, generator=generator)

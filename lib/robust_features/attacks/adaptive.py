@@ -6,6 +6,7 @@ from pydantic import BeforeValidator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from robust_features import inputs
 from robust_features.attacks.gradient import PGD, ascend
 from robust_features.dependence import HSIC
 from robust_features.models import Network
@@ -31,7 +32,9 @@ class Adaptive:
         """The radius of the ball."""
         return self.pgd.epsilon
 
-    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError for a batch of one image."""
 
         def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The threat model: which images count as close, and how to move among them."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -62,7 +63,7 @@ class Ball:
         if self.norm == "linf":
             return (centre + self.epsilon * (2 * noise.uniform(keys, centre.shape[1:]) - 1)).clamp(0, 1)
         direction = self.steepest(noise.normal(keys, centre.shape[1:]))
-        radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / centre[0].numel())
+        radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / math.prod(centre.shape[1:]))
         return (centre + direction * _per_image(radius)).clamp(0, 1)
 
 

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
+from robust_features import inputs
 from robust_features.attacks.ball import Norm, fits_norm, l2, linf
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
@@ -32,7 +33,9 @@ class FAB:
     alpha_max: Part = 0.1
     _fits_norm = model_validator(mode="after")(fits_norm)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`; nothing is drawn at random."""
         with torch.no_grad():
             ranked = model(images).argsort(1, descending=True)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.attacks.ball import Ball, LinfRadius, Norm, fits_norm
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, NonNegative, Pixels, settings
@@ -98,7 +98,9 @@ class PGD:
     def ball(self) -> Ball:
         return Ball(self.norm, self.epsilon)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`."""
         keys = noise.image_keys(len(images), generator).to(images.device)
         found = self._once(model, images, labels, keys)
@@ -146,7 +148,9 @@ class NIFGSM:
     steps: Count = 10
     decay: NonNegative = 1.0
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞; nothing is drawn at random."""
         found, momentum, ball = images, torch.zeros_like(images), Ball("linf", self.epsilon)
         for _ in range(self.steps):

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.attacks.ball import Ball, LinfRadius
 from robust_features.attacks.gradient import margin
 from robust_features.settings import Count, Share, settings
@@ -27,7 +27,9 @@ class Square:
     queries: Count = 5000
     first_share: Annotated[Share, Field(gt=0)] = 0.8  # of the pixels, that the first square covers
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞."""
         with torch.no_grad():
             return self._search(model, images, labels, noise.image_keys(len(images), generator).to(images.device))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.adam import Adam
 from robust_features.attacks.ball import Ball, LinfRadius, l2
 from robust_features.attacks.gradient import margin
@@ -27,8 +27,11 @@ def search(
     learning_rate: float,
     checks: int,
     epsilon: float | None = None,
+    confidence: float = 0.0,
 ) -> Tensor:
     """Lower `objective` by Adam over w with x' = (tanh w + 1)/2, and keep each image's nearest misclassified iterate.
+
+    With `confidence`, misclassified is an image of which another logit exceeds the label's by so much.
 
     `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is added
     to the loss here. `checks` times along the way, the images whose cost has risen since the last check are left to rest,
@@ -47,6 +50,8 @@ def search(
         (gradient,) = torch.autograd.grad(cost.sum(), w)
         candidates, adam.value = candidates.detach(), w.detach()
         fooled, distance = logits.argmax(1) != labels_here, l2(candidates - here)
+        if confidence:
+            fooled &= margin(logits.detach(), labels_here) <= -confidence
         if step == 0:  # the clean images
             going = ~fooled
         else:
@@ -73,7 +78,9 @@ def search(
 class CarliniWagner:
     """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound.
 
-    With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that radius.
+    With `confidence`, an image is found once another logit exceeds the label's by so much, and one of which that is so as it
+    is, or never, is returned as it came. With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that
+    radius.
     """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
@@ -84,7 +91,9 @@ class CarliniWagner:
     checks: Count = 10
     epsilon: LinfRadius | None = None
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the search draws nothing at random."""
 
         def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +101,7 @@ class CarliniWagner:
             return logits, self.c * (margin(logits, labels[rows]) + self.confidence).clamp_min(0)
 
         how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
-        return search(objective, images, labels, **how)
+        return search(objective, images, labels, confidence=self.confidence, **how)
 
 
 @settings
@@ -119,11 +128,13 @@ class FeatureGradient:
     epsilon: LinfRadius | None = None
     bottleneck: Bottleneck = Bottleneck()
 
-    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the distillation draws from `generator`."""
         keys = noise.image_keys(len(images), generator)
         with torch.no_grad():
-            z = model.features(images).float()
+            z = model.features(images).to(images.dtype)
         where = Hardware(images.device, "fp32")
         robust = distil(model, z, labels, self.bottleneck, hardware=where, generator=keys).robust
         channels = (robust if self.units == "robust" else ~robust).to(images)[:, :, None, None]
@@ -131,17 +142,17 @@ class FeatureGradient:
 
         def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             features = model.features(candidates)
-            logits = model.head(features).float()
+            logits = model.head(features).to(images.dtype)
             loss = margin(logits, labels[rows]).clamp_min(0)
             (gradient,) = torch.autograd.grad(
                 -loss.sum(), features, retain_graph=True, create_graph=self.order == "second"
             )
-            push = channels[rows] * gradient.float()
+            push = channels[rows] * gradient.to(images.dtype)
             size = torch.linalg.vector_norm(push.flatten(1), dim=1)
             if self.order == "first":
                 whole = torch.linalg.vector_norm(size) if self.unit == "batch" else size
                 direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
-                size = (features.float() * direction).flatten(1).sum(1)
+                size = (features.to(images.dtype) * direction).flatten(1).sum(1)
             return logits, self.c * loss + weight * size
 
         how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
