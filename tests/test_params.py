@@ -107,6 +107,8 @@ def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path)
         ("splits: [test]", "splits: [tset]", r"run\.constructed\..*\.splits\.0: .*'train' or 'test', found 'tset'"),
         ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
         ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
+        ("\nrun: *quick", "\nrun: {", r"not valid YAML"),
+        ("apgd: {kind: apgd, ", "apgd: {", r"run\.attacks\.digits\.apgd\.kind: Field required"),
     ],
     ids=lambda value: None,
 )  # fmt: skip

@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = YAML(typ="safe").load(path)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = path.read_text("utf-8").splitlines()[mark.line].strip() if mark else ""
+        line = "".join(path.read_text("utf-8").splitlines()[mark.line :][:1]).strip() if mark else ""  # none at the end
         raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
     if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
         raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
@@ -185,6 +185,9 @@ def _explain(error: ValidationError, data: Any) -> Iterator[str]:
             place.append("kind")
             tag = item["ctx"]["tag"]
             message = f"'{tag}' is none of {', '.join(sorted(expected))}{nearest(tag, expected)}"
+        elif item["type"] == "union_tag_not_found":
+            place.append("kind")
+            message = "Field required"
         elif item["type"] not in ("missing", "value_error"):
             message += f", found {item['input']!r}"
         yield f"{'.'.join(place)}: {message}"
