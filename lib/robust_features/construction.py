@@ -23,7 +23,7 @@ from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH
 from robust_features.files import atomic
 from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import Network, folded
+from robust_features.models import COMPARED, Network, folded
 from robust_features.paths import DATA
 from robust_features.settings import describe, nearest, settings
 
@@ -206,7 +206,8 @@ def construct(
     report: Callable[[str], None] | None = None,
 ) -> Constructed:
     """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
-    network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    began, labels = how.plan(images, seed)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from robust_features.attacks import Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import Network, folded, frozen
+from robust_features.models import COMPARED, Network, folded, frozen
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
@@ -48,7 +48,7 @@ def attack_all(
 
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
     """
-    network = hardware.place(folded(network))
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
 
     def one_batch(start: int) -> list[Tensor]:

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from robust_features.models.network import ChannelMask, Network, folded, frozen, initialise
+from robust_features.models.folding import COMPARED, folded
+from robust_features.models.network import ChannelMask, Network, Normalize, frozen, initialise
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
 from robust_features.models.victims import Victim
@@ -36,9 +37,11 @@ def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = 
 
 
 __all__ = [
+    "COMPARED",
     "VGG16",
     "Network",
     "NetworkSettings",
+    "Normalize",
     "ResNet18",
     "ResNetV2",
     "Victim",
