@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robust_features import noise
 from robust_features.adam import Adam
 from robust_features.hardware import Hardware
-from robust_features.models import Network, frozen
+from robust_features.models import Network, check_channels, check_classes, frozen
 from robust_features.settings import settings
 
 CHUNK = 500  # images distilled at once; the result does not depend on it
@@ -66,7 +66,8 @@ def distil(
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
     One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
-    image's σ depends on who shares its batch. Raises ValueError for features of one position: they have no variance.
+    image's σ depends on who shares its batch. Raises ValueError for features of one position: they have no variance; for
+    features of another shape; and for labels of which the network has no outputs.
 
     >>> from robust_features.hardware import HardwareSettings, choose
     >>> from robust_features.models import VGG16, build
@@ -80,12 +81,14 @@ def distil(
     >>> torch.equal(robust + nonrobust, z)
     True
     """
+    check_channels(features)
     if features[0, 0].numel() < 2:
         raise ValueError(
             f"features of shape {tuple(features.shape)} have one position a channel, hence no σ_z; use larger images"
         )
     keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
     with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32
+        check_classes(network.head(features[:1].to(device), at), labels)
         for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
             parts.append(_distil(network, z.to(device), y.to(device), settings, k.to(device), at))
     sigma, variance = (torch.cat(column).to(features.device) for column in zip(*parts, strict=True))
@@ -132,5 +135,5 @@ def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:
 
 def votes(network: Network, given: Tensor) -> Tensor:
     """(N, C): by how much the last layer's weight of each channel for the given class exceeds its mean over classes."""
-    weights = network.stages["logits"].weight.detach().float().cpu()
+    weights = [*network.stages.values()][-1].weight.detach().float().cpu()
     return (weights - weights.mean(0))[given]

@@ -23,7 +23,7 @@ from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH
 from robust_features.files import atomic
 from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import COMPARED, Network, folded
+from robust_features.models import COMPARED, Network, check_classes, folded
 from robust_features.paths import DATA
 from robust_features.settings import describe, nearest, settings
 
@@ -114,6 +114,7 @@ class Relabelled:
         return network(images).float()
 
     def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
+        check_classes(network(as_float(images[:1])), labels[rows])
         return labels[rows]
 
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:

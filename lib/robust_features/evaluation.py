@@ -15,7 +15,7 @@ from robust_features.attacks import Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import COMPARED, Network, folded, frozen
+from robust_features.models import COMPARED, Network, check_classes, folded, frozen
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
@@ -49,6 +49,8 @@ def attack_all(
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
     """
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    with hardware.autocast(), torch.no_grad():
+        check_classes(network(as_float(images.images[:1].to(hardware.device))), images.labels)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
 
     def one_batch(start: int) -> list[Tensor]:

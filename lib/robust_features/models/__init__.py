@@ -7,7 +7,16 @@ from pydantic import Field
 from torch import nn
 
 from robust_features.models.folding import COMPARED, folded
-from robust_features.models.network import ChannelMask, Network, Normalize, frozen, initialise
+from robust_features.models.network import (
+    ChannelMask,
+    Network,
+    Normalize,
+    check_channels,
+    check_classes,
+    frozen,
+    initialise,
+    logits_of,
+)
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
 from robust_features.models.victims import Victim
@@ -47,6 +56,9 @@ __all__ = [
     "Victim",
     "WideResNet",
     "build",
+    "check_channels",
+    "check_classes",
     "folded",
     "frozen",
+    "logits_of",
 ]

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from robust_features.models.network import Network, apart, rounding
 
 FRESH = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)  # whose outputs are new tensors, needed for no gradient
-COMPARED = 16  # images that are enough to compare a copy with its original
+COMPARED = 8  # images that are enough to compare a copy with its original
 
 
 def folded(network: nn.Module, example: Tensor | None = None) -> nn.Module:
@@ -30,7 +30,7 @@ def folded(network: nn.Module, example: Tensor | None = None) -> nn.Module:
     )
     """
     quick = _frozen_copy(network)
-    changed = sum(_fold(layers) for layers in quick.modules() if _is_plain_sequential(layers))
+    changed = sum(_fold(layers) for layers in [*quick.modules()] if _is_plain_sequential(layers))
     if not changed or example is None:
         return quick
     plain, example = _frozen_copy(network), example.to(next(network.parameters(), example).device)
@@ -51,9 +51,11 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
     computed = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     memo = {id(tensor): tensor.detach().clone() for tensor in computed if not tensor.is_leaf}
     try:
-        return copy.deepcopy(network, memo).eval().requires_grad_(False)
+        with torch.no_grad():  # a scripted module records that its parameters were copied
+            return copy.deepcopy(network, memo).eval().requires_grad_(False)
     except Exception as error:
-        raise TypeError(f"attacks work on a copy of the network, which cannot be copied: {error}") from error
+        said = "attacks work on a copy of the network, and it cannot be copied; keep no generators, files or results in its"
+        raise TypeError(f"{said} modules ({error})") from error
 
 
 def _is_plain_sequential(layers: nn.Module) -> bool:
@@ -91,17 +93,20 @@ def _foldable(convolution: nn.Module | None, norm: nn.Module) -> bool:
 
 
 def _difference(plain: nn.Module, quick: nn.Module, example: Tensor) -> float:
-    """The largest relative difference of their outputs; raises what either raises, and if `quick` has no gradient."""
-    with torch.autocast(example.device.type, enabled=False), torch.enable_grad():
-        wanted, found = _outputs(plain, example), _outputs(quick, example)
-    return max(apart(a, b) for a, b in zip(wanted, found, strict=True))
+    """The largest relative difference of their outputs. Raises what either raises, be it for an overwritten gradient."""
+    with torch.autocast(example.device.type, enabled=False):
+        with torch.no_grad():
+            wanted = _outputs(plain, example)
+        with torch.enable_grad():
+            images = example.clone().requires_grad_()
+            found = _outputs(quick, images)
+            if found[0].requires_grad:
+                torch.autograd.grad(found[0].sum(), images, allow_unused=True)
+    return max(apart(a, b.detach()) for a, b in zip(wanted, found, strict=True))
 
 
-def _outputs(network: nn.Module, example: Tensor) -> list[Tensor]:
-    """Output and stages of both kinds of pass, from the same random numbers; a backward pass finds what was overwritten."""
-    images = example.clone().requires_grad_()
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits, and every stage's output; two networks are given the same random numbers."""
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         outputs = [network(images), *(network.activations(images).values() if isinstance(network, Network) else [])]
-    if outputs[0].requires_grad:
-        torch.autograd.grad(outputs[0].sum(), images, allow_unused=True)
-    return [output.detach() for output in outputs if isinstance(output, Tensor)]
+    return [output for output in outputs if isinstance(output, Tensor)]

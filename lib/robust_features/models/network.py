@@ -94,9 +94,10 @@ class Network(nn.Module):
         self.hidden = tuple(stages)[:-1] if hidden is None else hidden
         for name in (split, self.representation, *self.hidden):
             self._check(name)
-        if split == [*stages][-1]:
+        *earlier, last = stages
+        if split == last:
             raise ValueError(
-                f"no head follows the split {split!r}, the last stage; split at an earlier one of {[*stages]}"
+                f"no head follows the split {split!r}, the last stage; split at one of {', '.join(earlier)}"
             )
         for module in self.modules():
             if getattr(module, "inplace", False):
@@ -219,6 +220,29 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+def logits_of(activations: dict[str, Tensor]) -> Tensor:
+    """(N, classes): the last stage's output, whatever that is called in a network of one's own."""
+    return activations[next(reversed(activations))]
+
+
+def check_channels(features: Tensor) -> None:
+    """Raises ValueError if features are no (N, C, h, w), such as tokens, (N, T, D), or what is pooled, (N, C)."""
+    if features.ndim != 4:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} are no (N, C, h, w); split the network where there are channels and"
+            " positions, or let the stage give tokens this shape: tokens.transpose(1, 2).unflatten(2, (h, w))"
+        )
+
+
+def check_classes(logits: Tensor, labels: Tensor) -> None:
+    """Raises ValueError if labels have classes of which there are no logits, (N, classes)."""
+    if len(labels) and (highest := int(labels.max())) >= logits.shape[1]:
+        raise ValueError(
+            f"the network has {logits.shape[1]} outputs, and labels go up to {highest}: its last layer needs"
+            f" {highest + 1} outputs or more, or the images are of another dataset"
+        )
+
+
 def _logits(module: nn.Module, images: Tensor) -> Tensor:
     """Eval mode's (N, classes), with nothing taken from the global generator. Raises ValueError for any other shape."""
     with frozen(module), torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
@@ -240,4 +264,4 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 def rounding(images: Tensor) -> float:
     """What `apart` may be of one function computed in two ways, where these images are: GPUs convolve in TF32, of ten bits."""
-    return 1e-2 if images.is_cuda else 1e-3
+    return 1e-2 if images.is_cuda else 1e-4
