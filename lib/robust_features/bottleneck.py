@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robust_features import inputs, noise
 from robust_features.adam import Adam
 from robust_features.hardware import Hardware
-from robust_features.models import Network, frozen
+from robust_features.models import Network, check_channels, frozen
 from robust_features.settings import Count, NonNegative, Positive, settings
 
 CHUNK = 500  # images distilled at once; the result does not depend on it
@@ -67,8 +67,8 @@ def distil(
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
     One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
-    image's σ depends on who shares its batch. Raises ValueError for features of one position, which have no variance, and for
-    what `inputs` refuses.
+    image's σ depends on who shares its batch. Raises ValueError for features of one position, which have no variance, for
+    features that are no (N, C, h, w), and for what `inputs` refuses.
 
     >>> from robust_features.hardware import HardwareSettings, choose
     >>> from robust_features.models import VGG16, build
@@ -82,6 +82,7 @@ def distil(
     >>> torch.equal(robust + nonrobust, z)
     True
     """
+    check_channels(features)
     labels = inputs.classes(labels, features)
     if math.prod(features.shape[2:]) < 2:
         raise ValueError(
@@ -141,5 +142,5 @@ def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:
 
 def votes(network: Network, given: Tensor) -> Tensor:
     """(N, C): by how much the last layer's weight of each channel for the given class exceeds its mean over classes."""
-    weights = network.stages["logits"].weight.detach().float().cpu()
+    weights = [*network.stages.values()][-1].weight.detach().float().cpu()
     return (weights - weights.mean(0))[given]

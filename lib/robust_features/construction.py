@@ -23,7 +23,7 @@ from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH
 from robust_features.files import atomic
 from robust_features.hardware import Hardware, Precision, side_by_side
-from robust_features.models import Network, folded
+from robust_features.models import COMPARED, Network, folded
 from robust_features.paths import DATA
 from robust_features.settings import Count, Positive, describe, nearest, settings
 
@@ -218,7 +218,8 @@ def construct(
 
     Raises ValueError for what `inputs` refuses, such as a network that gives NaN.
     """
-    network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    began, labels = how.plan(images, seed)
     precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 

@@ -15,7 +15,7 @@ from robust_features.attacks import NIFGSM, PGD, Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.hardware import Hardware, Precision, side_by_side
-from robust_features.models import Network, folded, frozen
+from robust_features.models import COMPARED, Network, folded, frozen
 from robust_features.settings import UserError, describe, nearest
 from robust_features.statistics import Interval, wilson
 
@@ -51,7 +51,8 @@ def attack_all(
     Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what `inputs` refuses, such as
     a network that gives NaN; of an empty set the result is empty.
     """
-    network, precision = hardware.place(folded(network)), crafted_in(attack, network, hardware)
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    precision = crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
 
     def one_batch(start: int) -> list[Tensor]:

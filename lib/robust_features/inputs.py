@@ -93,7 +93,8 @@ def logits(found: Tensor, labels: Tensor) -> None:
     probable = (found >= 0).all() & ((sums - 1).abs() < 1e-3).all()
     first, last, probable = torch.stack([first, last, probable.long()]).tolist()
     if not 0 <= first <= last < found.shape[1]:
-        raise ValueError(f"labels must be 0 to {found.shape[1] - 1}, found {first} to {last}")
+        outputs = found.shape[1]
+        raise ValueError(f"labels must be 0 to {outputs - 1}, found {first} to {last}: the network has {outputs} outputs")
     if probable:
         warnings.warn(
             "the network gives probabilities, not logits: their gradients vanish where it is sure, and of AutoAttack the "
@@ -123,7 +124,7 @@ class _Watched:
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self._network.activations(images)
-        self._seen(outputs["logits"])
+        self._seen(next(reversed(outputs.values())))
         return outputs
 
     def __getattr__(self, name: str) -> Any:

@@ -105,7 +105,9 @@ def alignment(features: Tensor, targets: Tensor, similarity: Literal["cosine", "
     """a·f·s² of each image, (N,), from features and targets of shape (N, C, h, w)."""
     if features.shape != targets.shape:
         shapes = f"features {tuple(features.shape)}, targets {tuple(targets.shape)}"
-        raise ValueError(f"{shapes}: the shapes must be the same; is `size` that of the targets' images?")
+        raise ValueError(
+            f"{shapes}: the shapes must be the same; is `size` that of the targets' images, which have to be square?"
+        )
     features, targets = features.flatten(1), targets.flatten(1)
     dot, norm = (features * targets).sum(1), targets.norm(dim=1)
     if similarity == "cosine":

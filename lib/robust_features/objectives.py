@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robust_features import noise
 from robust_features.attacks import PGD, ascend
-from robust_features.models import Network, folded
+from robust_features.models import Network, folded, logits_of
 from robust_features.settings import NonNegative, settings
 
 
@@ -66,8 +66,8 @@ class Trades:
             start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
         )
         clean, attacked = network.activations(images), network.activations(adversarial)
-        apart = divergence(clean["logits"], attacked["logits"]).mean()
-        return Outcome(F.cross_entropy(clean["logits"], labels) + self.weight * apart, (clean, attacked))
+        apart = divergence(logits_of(clean), logits_of(attacked)).mean()
+        return Outcome(F.cross_entropy(logits_of(clean), labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -81,8 +81,8 @@ class TradesKim:
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         attacked = network.activations(_craft(self.attack, network, images, labels, generator))
         clean = network.activations(images)
-        apart = divergence(clean["logits"], attacked["logits"]).mean()
-        return Outcome(F.cross_entropy(attacked["logits"], labels) + self.weight * apart, (clean, attacked))
+        apart = divergence(logits_of(clean), logits_of(attacked)).mean()
+        return Outcome(F.cross_entropy(logits_of(attacked), labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -99,7 +99,7 @@ class Mart:
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         adversarial = _craft(self.attack, network, images, labels, generator)
         passes = network.activations(images), network.activations(adversarial)
-        clean, attacked = (outputs["logits"].float() for outputs in passes)
+        clean, attacked = (logits_of(outputs).float() for outputs in passes)
         own, others = labels[:, None], attacked.softmax(1).scatter(1, labels[:, None], 0).amax(1)
         boosted = F.cross_entropy(attacked, labels) - (1.0001 - others).log().mean()
         unsure = 1 - clean.softmax(1).gather(1, own).squeeze(1)
@@ -116,7 +116,7 @@ def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
 
 
 def _cross_entropy(outputs: dict[str, Tensor], labels: Tensor) -> Outcome:
-    return Outcome(F.cross_entropy(outputs["logits"], labels), (outputs,))
+    return Outcome(F.cross_entropy(logits_of(outputs), labels), (outputs,))
 
 
 def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:

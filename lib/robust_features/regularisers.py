@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robust_features.batches import as_float
 from robust_features.dependence import HSIC
-from robust_features.models import Network, frozen
+from robust_features.models import Network, check_channels, frozen, logits_of
 from robust_features.settings import Count, NonNegative, Pair, Share, nearest, settings
 
 Fraction = Annotated[Share, Field(lt=1)]  # of the channels
@@ -55,7 +55,7 @@ class IBRAR:
         """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer. Raises ValueError for too few images."""
         layers = network.hidden if self.layers == "all" else self.layers
         kernels = torch.stack([self.hsic.of_features(outputs[layer]) for outputs in passes for layer in layers])
-        classes = passes[0]["logits"].shape[1]
+        classes = logits_of(passes[0]).shape[1]
         both = torch.stack([self.hsic.of_features(images), self.hsic.of_labels(labels, classes)])
         inputs, outputs = self.hsic(kernels, both[:, None])
         return inputs, outputs
@@ -150,6 +150,7 @@ def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC)
     """
     with frozen(network), torch.no_grad():
         features = network.features(images)
+        check_channels(features)
         classes = network.head(features).shape[1]
         both = torch.stack([hsic.of_labels(labels, classes), hsic.of_features(images)])
         found = hsic.by_channel(F.relu(features), both)
