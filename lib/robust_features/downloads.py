@@ -110,6 +110,8 @@ def _alone(part: Path) -> Iterator[bool]:
         except BlockingIOError:
             print(f"{part.stem}: another process is fetching it, waiting", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system that knows no locks
+            pass
         try:
             yield _is(file, part)
         finally:
