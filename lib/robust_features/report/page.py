@@ -23,7 +23,7 @@ from robust_features.settings import UserError
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
 MISSING = {r"{aligned}": "{align*}", r"\arg\max": r"\operatorname{arg}\max", r"\arg\min": r"\operatorname{arg}\min"}
 MISSING |= {r"\mathbb{1}": "𝟙", r"\mathbb 1": "𝟙"}  # what latex2mathml does not know, written as it does
-ANCHOR = re.compile(r'(?<=<h\d )id="([^"]*)">(.*?) <a class="anchor" href="#\1"')
+ANCHOR = re.compile(r'(?<=<h\d )id="([^"]*)">(.*?) <a ([^>]*)href="#\1"([^>]*)>#</a>')
 
 
 def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: Page | None = None) -> None:
@@ -37,7 +37,7 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
     )
     body, _ = exporter.from_notebook_node(notebook)
     body = _own_anchors(body.replace("<pre>", '<pre tabindex="0">'))  # what may scroll can be reached by keys
-    headings = re.findall(r'<h2 id="([^"]+)">(.*?) <a class="anchor"', body)
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"', body)
     toc = [(anchor, re.sub("<[^>]+>", "", heading)) for anchor, heading in headings]
     footer = notebook.metadata.get("provenance")
     write(target, frame(body, target, run=run, page=page, title=title(notebook.cells), toc=toc, provenance=footer))
@@ -72,7 +72,7 @@ def _own_anchors(body: str) -> str:
         wanted = found[1] or "section"
         anchor = next(name for name in chain([wanted], (f"{wanted}-{n}" for n in count(2))) if name not in taken)
         taken.add(anchor)
-        return f'id="{anchor}">{found[2]} <a class="anchor" href="#{anchor}"'
+        return f'id="{anchor}">{found[2]} <a {found[3]}href="#{anchor}"{found[4]}>#</a>'
 
     return ANCHOR.sub(own, body)
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from robust_features.report.contents import LIBRARY, Page, called, groundwork, sections
 
-HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a class="anchor"|</h)')
+HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a [^>]*class="anchor"|</h)')
 
 
 def entries(run: dict[str, Any], folder: Path) -> list[tuple[str, str, str, str]]:
