@@ -6,7 +6,7 @@
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 # make pages       render all pages anew from the results under data/, which it does not compute again
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
@@ -62,12 +62,19 @@ lock: .venv/uv
 
 clean:
 	mkdir -p data reports
-	find data -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
-	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	find data/ -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
+	find reports/ -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 
 .venv/installed: requirements.txt pyproject.toml .venv/uv
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
 	touch $@
+
+# A ZIP of the project is no git repository, and one around it is not ours: DVC, which asks for one, is told so.
+ifeq ($(wildcard .git),)
+.venv/installed: .dvc/config.local
+.dvc/config.local:
+	printf '[core]\n    no_scm = true\n' > $@
+endif
 
 .venv/uv:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"

@@ -30,11 +30,11 @@ def test_two_runs_differ_in_nothing_but_their_provenance(project, capfd):
     cells = ["# Title", 'key = "none"', "import pandas as pd\nprint(key)\npd.DataFrame({'a': [1]})", "object"]
     path, saved = write_notebook(project, "02-training", cells), []
     for run in "ab":
-        assert execute(path, "--key", "digits", "--save", project / f"{run}.ipynb") is None
+        assert execute(path, "--key", "digits-vgg16-standard", "--save", project / f"{run}.ipynb") is None
         saved.append(nbformat.read(project / f"{run}.ipynb", as_version=4))
         assert saved[-1].metadata.pop("provenance")["seed"] == 7
     assert nbformat.writes(saved[0]) == nbformat.writes(saved[1])
-    assert [cell.source for cell in saved[0].cells[:2]] == ["# Title", 'key = "digits"']
+    assert [cell.source for cell in saved[0].cells[:2]] == ["# Title", 'key = "digits-vgg16-standard"']
     assert "text/plain" not in saved[0].cells[2].outputs[1].data and "digits\n" in capfd.readouterr().out
     assert not list((project / "data/failed").iterdir())
 
@@ -59,8 +59,8 @@ def test_a_failing_cell_is_named_and_what_was_done_is_kept(project):
 
 def test_a_user_error_says_its_message_then_where_it_arose(project):
     cell = "from robust_features.settings import UserError\nraise UserError('run `dvc repro train@x`')"
-    said = execute(write_notebook(project, "02-training", ["key = None", cell]), "--key", "x").splitlines()
-    assert said[0] == "run `dvc repro train@x`" and "02-training-x, cell 2; see " in said[1]
+    said = execute(write_notebook(project, "01-datasets", ["key = None", cell]), "--key", "digits").splitlines()
+    assert said[0] == "run `dvc repro train@x`" and "01-datasets-digits, cell 2; see " in said[1]
 
 
 def test_a_dead_kernel_is_said_to_be_dead(project):
