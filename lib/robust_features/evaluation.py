@@ -47,6 +47,7 @@ def attack_all(
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
+    Raises ValueError for labels of which the network has no outputs.
     """
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     with hardware.autocast(), torch.no_grad():
