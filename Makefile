@@ -10,6 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNI
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
+# Where the home cannot be written to, uv installs without its cache.
+ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
+export UV_NO_CACHE := 1
+endif
 PYTHON ?= python3
 # A CPU's scales have networks too narrow to share among cores, so the first time two dvc run beside each other. Each names its
 # stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
@@ -69,8 +73,9 @@ clean:
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
 	touch $@
 
-# A ZIP of the project is no git repository, and one around it is not ours: DVC, which asks for one, is told so.
-ifeq ($(wildcard .git),)
+# DVC asks for a git repository. A ZIP of the project is none, and one around it is not ours; where `data` is a link to another
+# disk, DVC takes that for outside of it.
+ifneq ($(shell [ -e .git ] && [ ! -L data ] || echo none),)
 .venv/installed: .dvc/config.local
 .dvc/config.local:
 	printf '[core]\n    no_scm = true\n' > $@

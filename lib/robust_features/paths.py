@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = ROOT / "lib"
+LIB = ROOT / "lib"
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 REPORTS = ROOT / "reports"

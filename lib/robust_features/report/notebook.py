@@ -188,9 +188,9 @@ def _tags(cell: Any) -> list[str]:
 
 
 def _found(path: Path) -> Path:
-    """A notebook named as seen from here, or else from the project's folder. Raises UserError if it is in neither."""
+    """A notebook named as seen from here, or else from the project's folder. Raises UserError if there is none."""
     for place in (path, ROOT / path):
-        if place.is_file():
+        if place.is_file() and read(place):
             return Path(os.path.abspath(place))
     near = nearest(path.stem, [each.stem for each in NOTEBOOKS.glob("*.ipynb")])
     raise UserError(f"there is no notebook {path}{near}; they are in {NOTEBOOKS}")

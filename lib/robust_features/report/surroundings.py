@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from robust_features.paths import LIBRARY
+from robust_features.paths import LIB
 
 THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS")
 
@@ -23,7 +23,7 @@ def apart(cache: Path) -> Iterator[Path]:
         ours |= {name: f"{folder}/{name}" for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
         ours |= {"JUPYTER_RUNTIME_DIR": folder, "JUPYTER_PREFER_ENV_PATH": "1"}
         ours |= {"MPLCONFIGDIR": str(cache), "MATPLOTLIBRC": os.devnull}
-        ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
+        ours |= {"PYTHONPATH": str(LIB), "PYTHONUTF8": "1"}
         ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
         try:
             _replace(ours)
