@@ -203,7 +203,6 @@ def decide(
     return _outputs(head, inputs.numbers, network, features, hardware, batch_size).argmax(1)
 
 
-@torch.inference_mode(False)
 def _outputs(
     function: Callable[[Tensor], Tensor],
     checked: Callable[[Network, Tensor], Tensor],
