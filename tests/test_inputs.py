@@ -264,6 +264,13 @@ def test_an_attack_that_ends_in_nan_does_not_say_that_it_found_nothing(attack):
         run(attack, Dark("logits"), x, y)
 
 
+def test_no_attack_returns_images_of_nan():
+    x, y = torch.full((4, 3, 12, 12), 0.65), torch.zeros(4, dtype=torch.long)
+    attack = PGD(epsilon=5.0, step_size=2.0, steps=2, norm="l2", random_start=False)
+    with pytest.raises(ValueError, match="the network's gradients give NaN for 4 of 4 images"):
+        run(attack, Dark("gradient"), x, y)
+
+
 @pytest.mark.parametrize("broken, steps", [("logits", 1), ("gradient", 2)])
 def test_nan_in_the_last_step_is_neither_an_image_nor_a_dataset(broken, steps):
     x, y = torch.full((4, 3, 12, 12), 166, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
