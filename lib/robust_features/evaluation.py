@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -217,18 +218,16 @@ def features(
     network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N, C, h, w) float32 on the CPU: f_l of every image, by default at the network's split."""
-    return _outputs(lambda batch: network.features(batch, at), inputs.pixels, network, images, hardware, batch_size)
+    return _outputs(partial(network.features, at=at), inputs.pixels, network, images, hardware, batch_size)
 
 
 def decide(
     network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N,) class that f_l+ predicts from features, on the CPU."""
-    head = lambda batch: network.head(batch, at)  # noqa: E731
-    return _outputs(head, inputs.numbers, network, features, hardware, batch_size).argmax(1)
+    return _outputs(partial(network.head, at=at), inputs.numbers, network, features, hardware, batch_size).argmax(1)
 
 
-@torch.inference_mode(False)
 def _outputs(
     function: Callable[[Tensor], Tensor],
     checked: Callable[[Network, Tensor], Tensor],

@@ -26,8 +26,10 @@ def attack(self: Any, model: nn.Module, images: Tensor, labels: Tensor, *, gener
         x = pixels(model, images)
         y = classes(labels, x)
         if len(x):
-            x = self.perturb(_Watched(model, y), x, y, generator=generator)
-            finite(x, "the network's gradients give")
+            watched = _Watched(model, y)
+            x = self.perturb(watched, x, y, generator=generator)
+            finite(watched.last)
+            _finite_gradient(x)
     return x.detach().to(images.dtype, copy=not len(x))
 
 
@@ -63,10 +65,15 @@ def numbers(network: Any, values: Tensor, name: str = "features") -> Tensor:
     weight = next((weight for weight in weights if weight.is_floating_point()), values)
     for what, dtype in ((name, values.dtype), ("the network", weight.dtype)):
         if dtype not in (torch.float32, torch.float64):
-            hint = "take .float(), of bytes / 255; torch.autocast computes in 16 bits"
+            sixteen = "take .float(), and torch.autocast to compute in 16 bits"
+            hint = sixteen if dtype.is_floating_point else "bytes are divided by 255"
             raise ValueError(f"{what} must be float32 or float64, found {_word(dtype)}: {hint}")
     if weight.device != values.device:
         raise ValueError(f"the network is on {weight.device}, the {name} on {values.device}: move one of them")
+    if weight is not values and weight.is_inference() and torch.is_grad_enabled():
+        raise ValueError(
+            "the network was made in torch.inference_mode(), which allows no gradients: copy.deepcopy it outside"
+        )
     return _ordinary(values.detach()).to(weight.dtype)
 
 
@@ -76,7 +83,7 @@ def classes(labels: Tensor, images: Tensor) -> Tensor:
         raise ValueError(f"labels must be a tensor, found {type(labels).__name__}")
     unfit = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
     if labels.shape != images.shape[:1] or unfit:
-        hint = ": of one-hot labels take labels.argmax(1)" if labels.ndim == 2 else ""
+        hint = ": of one-hot labels take labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ""
         raise ValueError(f"labels must be int64 ({len(images)},), found {_word(labels.dtype)} {(*labels.shape,)}{hint}")
     return _ordinary(labels).to(images.device, torch.int64)
 
@@ -114,27 +121,45 @@ def finite(outputs: Tensor, what: str = "the network gives") -> Tensor:
 
 
 class _Watched:
-    """A network whose first logits are checked, which takes no pass more; then it hands on what it is asked."""
+    """A network whose first logits and gradient are checked and whose last logits are kept: no pass more, no step longer."""
 
     def __init__(self, network: Any, labels: Tensor):
-        self._network, self._labels = network, labels
+        self._network, self._labels, self._climbs = network, labels, False
+        self.last = torch.zeros(0, 2)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._seen(self._network(images))
+        return self._seen(self._network(self._entering(images)))
+
+    def features(self, images: Tensor, at: str | None = None) -> Tensor:
+        return self._network.features(self._entering(images), at)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        outputs = self._network.activations(images)
+        outputs = self._network.activations(self._entering(images))
         self._seen(next(reversed(outputs.values())))
         return outputs
+
+    def head(self, features: Tensor, at: str | None = None) -> Tensor:
+        return self._seen(self._network.head(features, at), check=False)  # `distil` does
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def _seen(self, found: Tensor) -> Tensor:
-        if self._labels is not None:
+    def _entering(self, images: Tensor) -> Tensor:
+        if images.requires_grad and not self._climbs:
+            images.register_hook(_finite_gradient)  # of NaN the sign is 0: such a network would pass for robust
+            self._climbs = True
+        return images
+
+    def _seen(self, found: Tensor, *, check: bool = True) -> Tensor:
+        if check and self._labels is not None:
             logits(found, self._labels)
             self._labels = None
+        self.last = found.detach()
         return found
+
+
+def _finite_gradient(gradient: Tensor) -> Tensor:
+    return finite(gradient, "the network's gradients give")
 
 
 def _ordinary(values: Tensor) -> Tensor:

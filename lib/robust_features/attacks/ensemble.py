@@ -47,7 +47,7 @@ class AutoAttack:
         found, rows = images.clone(), torch.arange(len(images), device=images.device)
         classes = 0
         for number, attack in enumerate(self.parts):
-            if number == 1 and classes < 4:
+            if number == 1 and classes < 4:  # too few for the targeted ratio
                 if classes < 3:
                     continue
                 attack = replace(attack, targets=0)
