@@ -4,6 +4,8 @@ from torch import nn
 
 from robust_features.models import VGG16, Network, ResNet18, ResNetV2, Victim, WideResNet, build, folded, frozen
 
+pytestmark = pytest.mark.numeric
+
 NARROW = [
     VGG16(width=0.125),
     VGG16(width=0.125, hidden=2),
