@@ -1,5 +1,6 @@
 import pytest
 import torch
+from precise import precise
 from torch import Generator
 
 from robust_features import distillations, hardware, store
@@ -27,6 +28,8 @@ from robust_features.evaluation import (
 from robust_features.hardware import side_by_side
 from robust_features.models import VGG16, build
 
+pytestmark = pytest.mark.numeric
+
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 ATTACKS = {"pgd": PGD(epsilon=0.05, step_size=0.02, steps=3), "cw": CarliniWagner(c=10.0, steps=4)}
 
@@ -44,6 +47,7 @@ def images():
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=lambda a: a.kind)
 def test_results_do_not_depend_on_the_batch_size(network, images, attack):
+    network = precise(network)
     whole, parts = (
         attack_all(attack, network, images, hardware=CPU, seed=0, batch_size=size, keep=23) for size in (23, 7)
     )

@@ -15,6 +15,8 @@ from robust_features.regularisers import IBRAR
 from robust_features.statistics import over_seeds
 from robust_features.training import SGD, Training
 
+pytestmark = pytest.mark.numeric
+
 PGD2 = PGD(epsilon=0.1, step_size=0.05, steps=2)
 CE = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), optimiser=SGD(learning_rate=0.05), epochs=1,
               batch_size=32, augmentation=Augmentation(padding=0, flip=False), monitor=PGD2)  # fmt: skip

@@ -22,6 +22,8 @@ from robust_features.models import (
 )
 from robust_features.objectives import Standard
 
+pytestmark = pytest.mark.numeric
+
 NARROW = [
     VGG16(width=0.125),
     VGG16(width=0.125, hidden=2),

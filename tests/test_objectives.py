@@ -9,6 +9,8 @@ from robust_features.attacks import PGD, linf
 from robust_features.models import VGG16, build
 from robust_features.objectives import Adversarial, Mart, Standard, Trades, TradesKim, divergence
 
+pytestmark = pytest.mark.numeric
+
 ATTACK = PGD(epsilon=0.03, step_size=0.01, steps=2)
 STILL = PGD(epsilon=0.0, step_size=0.0, steps=1)
 

@@ -9,6 +9,8 @@ from robust_features.attacks import PGD
 from robust_features.families import Family
 from robust_features.transfer import Transfer, make, successes, wrong_classes
 
+pytestmark = pytest.mark.numeric
+
 STEP = PGD(epsilon=2.0, step_size=1.0, steps=2, norm="l2", random_start=False)
 ENTRY = Transfer(
     dataset="digits",

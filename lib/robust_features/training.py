@@ -171,7 +171,7 @@ def train(
         history.append(
             {"epoch": epoch, "loss": loss.item(), **_validate(network, splits["validation"], settings, hardware)}
         )
-        if settings.keep != "last" and history[-1]["clean"] > max((row["clean"] for row in history[:-1]), default=-1):
+        if settings.keep != "last" and history[-1]["clean"] >= max(row["clean"] for row in history):
             best = copy.deepcopy(network.state_dict())
         if resume:
             state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
@@ -192,6 +192,7 @@ def splits(settings: Training) -> dict[str, ImageSet]:
     """The images to train on, and those to watch: `validation`, of a constructed dataset constructed as the others are.
 
     `keep: best-true` watches the images that these were made of, with their true labels, which a learner does not have.
+    Of epochs that are equally good the last is kept: constructed images are soon all classified as constructed.
     """
     true = "validation-true"  # of datasets whose validation images a network made
     there = settings.keep == "best-true" and (datasets.folder(settings.dataset) / true).exists()
