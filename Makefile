@@ -6,10 +6,14 @@
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 # make pages       render all pages anew from the results under data/, which it does not compute again
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
+# Where the home cannot be written to, uv installs without its cache.
+ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
+export UV_NO_CACHE := 1
+endif
 PYTHON ?= python3
 # A CPU's scales have networks too narrow to share among cores, so the first time two dvc run beside each other. Each names its
 # stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
@@ -62,12 +66,20 @@ lock: .venv/uv
 
 clean:
 	mkdir -p data reports
-	find data -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
-	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	find data/ -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
+	find reports/ -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 
 .venv/installed: requirements.txt pyproject.toml .venv/uv
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
 	touch $@
+
+# DVC asks for a git repository. A ZIP of the project is none, and one around it is not ours; where `data` is a link to another
+# disk, DVC takes that for outside of it.
+ifneq ($(shell [ -e .git ] && [ ! -L data ] || echo none),)
+.venv/installed: .dvc/config.local
+.dvc/config.local:
+	printf '[core]\n    no_scm = true\n' > $@
+endif
 
 .venv/uv:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"

@@ -132,6 +132,7 @@ def main() -> None:
     facts = {"hardware": machine(hardware), "versions": versions(), "commit": commit(ROOT), "width": width}
     facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "load_before": round(os.getloadavg()[0], 1)}
     begun, bench, rows = perf_counter(), prepare(hardware, width), []
+    facts["hardware"]["precision"] = hardware.precision_of(bench.network)
     for work in works(bench):
         if options.only.lower() not in work.name.lower():
             continue

@@ -254,10 +254,10 @@ def _step(bench: Bench, terms: Terms | None) -> Callable[[ImageSet], Outcome]:
         optimiser, losses = training.SGD(learning_rate=0.01, momentum=0.9).build(network), []
         for batch, labels in zip(images.images.split(BATCH), images.labels.split(BATCH), strict=True):
             clean, labels = as_float(batch.to(bench.hardware.device)), labels.to(bench.hardware.device)
-            with bench.hardware.autocast():
+            with bench.hardware.autocast(bench.hardware.precision_of(network)):
                 outputs = network.activations(clean)
                 loss = F.cross_entropy(outputs["logits"], labels)
-                loss = loss + terms(network, outputs, clean, labels) if terms else loss
+            loss = loss + terms(network, outputs, clean, labels) if terms else loss
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

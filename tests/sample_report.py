@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from robust_features import claims
-from robust_features.report import contents, figures, index, library, notebook, tables
+from robust_features.report import contents, figures, index, library, notebook, publish, tables
 
 PARAMS = """
 quick: &quick
@@ -44,7 +44,7 @@ def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
     """Point the report at `root`, which gets params.yaml, claims.yaml, two sections and the groundwork notebooks."""
     places = {"REPORTS": root / "reports", "DATA": root / "data", "NOTEBOOKS": root / "notebooks"}
     files = {"PARAMS": root / "params.yaml", "CLAIMS": root / "claims.yaml", "ROOT": root}
-    for module in (claims, contents, figures, index, library, notebook, tables):
+    for module in (claims, contents, figures, index, library, notebook, publish, tables):
         for name, place in {**places, **files}.items():
             if hasattr(module, name):
                 patch.setattr(module, name, place)

@@ -10,8 +10,11 @@ from unittest import mock
 
 
 @contextmanager
-def serve(files: dict[str, bytes], *, ranges: bool = True, cut: int = 0) -> Iterator[SimpleNamespace]:
-    """Serve `files` by name; the first `cut` answers end half-way. `requests` lists the Range asked for, or None."""
+def serve(files: dict[str, bytes | str], *, ranges: bool = True, cut: int = 0) -> Iterator[SimpleNamespace]:
+    """Serve `files` by name; the first `cut` answers end half-way. `requests` lists the Range asked for, or None.
+
+    A file that is a string is the name of another, to which the client is sent on.
+    """
     requests: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -19,8 +22,12 @@ def serve(files: dict[str, bytes], *, ranges: bool = True, cut: int = 0) -> Iter
             asked = self.headers["Range"]
             requests.append(asked)
             content = files.get(self.path.lstrip("/"))
+            if isinstance(content, str):
+                self.send_response(302)
+                self.send_header("Location", f"/{content}")
+                return self.end_headers()
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and ranges else 0
-            if content is None or start >= len(content):
+            if content is None or 0 < start >= len(content):
                 return self.send_error(404 if content is None else 416)
             body = content[start:]
             self.send_response(206 if asked and ranges else 200)

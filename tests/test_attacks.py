@@ -6,6 +6,7 @@ import foolbox
 import numpy as np
 import pytest
 import torch
+from precise import precise
 from scipy import optimize
 from torch import Generator, nn
 
@@ -30,6 +31,8 @@ from robust_features.attacks.targets import each_target
 from robust_features.bottleneck import Bottleneck
 from robust_features.models import VGG16, build, folded, frozen
 from robust_features.regularisers import IBRAR
+
+pytestmark = pytest.mark.numeric
 
 
 class Linear(nn.Module):
@@ -256,6 +259,7 @@ def test_budget_attacks_stay_in_the_ball_and_in_the_pixel_range(network, photogr
 @pytest.mark.parametrize("attack", [a for a in (*BOUNDED, *UNBOUNDED) if a.kind not in ("pgd", "nifgsm")], ids=brief)
 def test_what_is_changed_is_fooled_and_what_is_wrong_already_is_left_alone(network, photographs, attack):
     x, y = photographs
+    network = precise(network)
     found = attack(folded(network), x, y, generator=draws())
     changed = linf(found - x) > 0
     assert not changed[:2].any()
@@ -266,15 +270,14 @@ def test_what_is_changed_is_fooled_and_what_is_wrong_already_is_left_alone(netwo
 @pytest.mark.parametrize("attack", [*BOUNDED, *UNBOUNDED], ids=brief)
 def test_an_image_is_attacked_alike_in_any_batch(network, photographs, attack):
     x, y = photographs
-    model, generator = folded(network), draws()
+    model, generator = folded(precise(network)), draws()
     whole = attack(model, x, y, generator=draws())
     parts = [attack(model, a, b, generator=generator) for a, b in zip(x.split(5), y.split(5), strict=True)]
-    same = linf(whole - torch.cat(parts)) < 1e-3
-    assert same.float().mean() >= 0.9, "but for the rounding of a decision at the boundary"
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4)
 
 
 def test_an_image_rests_at_its_first_misclassified_iterate(network, photographs):
-    x, y = photographs
+    (x, y), network = photographs, precise(network).eval()
     attack = PGD(epsilon=0.1, step_size=0.01, steps=10, random_start=False, keep="first")
     rested = attack(folded(network), x, y, generator=draws())
     for number, image in enumerate(rested):
@@ -367,10 +370,66 @@ def test_autoattack_is_at_least_as_strong_as_each_of_its_parts(network, photogra
         assert left <= (model(part(model, x, y, generator=draws())).argmax(1) == y).sum() + 1
 
 
-def test_autoattack_refuses_networks_of_too_few_classes():
-    x = images(4)
-    with pytest.raises(ValueError, match="four logits, the network has 2"):
-        AutoAttack(epsilon=0.0)(Linear(), x, Linear()(x).argmax(1), generator=draws())
+class FewClasses(Linear):
+    """The same two, and with `classes` = 3 one whose logit is always zero: a rival where the two others nearly tie."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return torch.cat([logits, torch.zeros_like(logits[:, : self.classes - 2])], 1)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_autoattack_on_few_classes_finds_what_the_epsilon_suffices_for_and_nothing_else(classes):
+    model, x = FewClasses(classes), images(16)
+    y = model(x).argmax(1)
+    nearest = margin(model(x), y) / model.weight.abs().sum() / (2 if classes == 2 else 1)
+    for row in range(16):
+        one, label = x[row : row + 1], y[row : row + 1]
+        for share in (1.06, 0.99):
+            attack = AutoAttack(epsilon=share * nearest[row].item(), steps=20, targets=1, queries=20)
+            assert (model(attack(model, one, label, generator=draws())).argmax(1) != label) == (share > 1)
+
+
+@pytest.mark.parametrize("classes, loss", [(2, []), (3, [("dlr", 0)]), (4, [("dlr", 5)])])
+def test_autoattack_takes_the_ratio_that_the_classes_allow(monkeypatch, classes, loss):
+    seen, x = [], images(2)
+    monkeypatch.setattr(APGD, "perturb", lambda self, m, x, y, generator: seen.append((self.loss, self.targets)) or x)
+    model = FourClasses() if classes == 4 else FewClasses(classes)
+    AutoAttack(epsilon=0.0, targets=5, steps=1, queries=1)(model, x, model(x).argmax(1), generator=draws())
+    assert seen == [("ce", 0), *loss]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.9])
+@pytest.mark.parametrize("targets, needed", [(0, 3), (9, 4)])
+def test_the_dlr_loss_refuses_too_few_logits_at_once_whatever_the_epsilon(epsilon, targets, needed):
+    attack, x = APGD(epsilon=epsilon, loss="dlr", targets=targets, steps=5), images(4)
+    for classes in (2, 3):
+        model = FewClasses(classes)
+        y = 1 - model(x)[:, :2].argmax(1)  # all misclassified as they are
+        if classes < needed:
+            with pytest.raises(ValueError, match=f"compares {needed} logits, the network has {classes}: use loss: ce"):
+                attack(model, x, y, generator=draws())
+        else:
+            assert torch.equal(attack(model, x, y, generator=draws()), x)
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.3])
+@pytest.mark.parametrize("confidence", [0.0, 0.5, 2.0])
+def test_carlini_wagner_finds_images_that_are_misclassified_with_confidence(confidence, epsilon):
+    model, x = Linear(), images(32)
+    y = model(x).argmax(1)
+    y[:4] = 1 - y[:4]  # misclassified as they are, some by less than the confidence
+    distance = (margin(model(x), y) + confidence).clamp_min(0) / 2 / model.weight.norm()
+    attack = CarliniWagner(c=1.0, steps=400, learning_rate=0.002, confidence=confidence, epsilon=epsilon)
+    found = attack(model, x, y, generator=draws())
+    assert (-margin(model(found), y) >= confidence - 1e-4).all()
+    still = distance == 0
+    assert torch.equal(found[still], x[still]) and still.any() == (-margin(model(x), y) >= confidence).any()
+    assert (l2(found - x)[~still] / distance[~still]).median() < 1.05
 
 
 def test_nifgsm_without_momentum_is_bim(network, photographs):

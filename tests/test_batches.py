@@ -1,8 +1,11 @@
+import pytest
 import torch
 from torch import Generator
 from torch.nn import functional as F
 
 from robust_features.batches import Augmentation, as_float, shuffled
+
+pytestmark = pytest.mark.numeric
 
 
 def draws():

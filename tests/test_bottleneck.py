@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from precise import precise
 from torch import Generator, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -10,7 +11,9 @@ from robust_features.bottleneck import Bottleneck, Distillation, distil, informa
 from robust_features.models import VGG16, build
 from robust_features.models.network import Network, pooled
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+pytestmark = pytest.mark.numeric
+
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 
 
 def planted(channels=12, informative=4):
@@ -82,7 +85,7 @@ def test_a_channel_is_robust_above_the_tolerance_and_not_at_it():
 
 @pytest.mark.parametrize("network, shape", [(None, (3, 3)), (VGG16(width=0.0625), (2, 2))], ids=["planted", "vgg16"])
 def test_with_a_threshold_per_image_nothing_depends_on_the_batch(network, shape, monkeypatch):
-    network = build(network, 10, seed=0) if network else planted()
+    network = precise(build(network, 10, seed=0) if network else planted())
     z = torch.randn(10, 32 if shape == (2, 2) else 12, *shape, generator=draws(3))
     labels, settings = torch.arange(10) % 2, Bottleneck(steps=30)
     whole = run(z, labels, settings, network)

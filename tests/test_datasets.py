@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -236,6 +237,75 @@ def test_without_a_network_the_error_says_where_to_put_the_archive(cifar, data, 
         read(Cifar(kind=kind, validation=10), seed=0)
 
 
+@pytest.fixture
+def lying(cifar, monkeypatch, tmp_path):
+    """CIFAR's archive in the folder ROBUST_FEATURES_DATA, without a network."""
+    kind, known, archive = cifar
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / known.filename).write_bytes(archive)
+    monkeypatch.setenv(archives.ELSEWHERE, str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(known, "url", f"{nowhere()}/{known.filename}")
+    return Cifar(kind=kind, validation=10), tmp_path / "elsewhere" / known.filename
+
+
+def test_an_archive_that_lies_elsewhere_is_unpacked_to_downloads(lying, data):
+    settings, archive = lying
+    before = archive.parent.stat().st_mtime_ns
+    assert len(read(settings, seed=0)["validation"]) == 10
+    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
+    assert archive.parent.stat().st_mtime_ns == before and [path.is_dir() for path in (data / "downloads").iterdir()]
+    read(settings, seed=0)
+
+
+def test_a_truncated_archive_elsewhere_is_named_and_left_alone(lying, data):
+    settings, archive = lying
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{archive}: md5 is .* expected .*; put a sound copy there, or take it out"):
+        read(settings, seed=0)
+    assert archive.exists() and not data.exists()
+
+
+def test_a_damaged_file_elsewhere_is_not_ours_to_delete(cifar, lying):
+    settings, archive = lying
+    folder = downloads.extract(archive, archive.with_name(cifar[1].base_folder))
+    name = cifar[1].test_list[0][0]
+    (folder / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"{folder / name}: md5 is .*; put a sound copy there, or take it out"):
+        read(settings, seed=0)
+
+
+@pytest.mark.parametrize("named", ["elsewhere", "~/elsewhere"])
+def test_a_relative_folder_is_sought_in_the_project_and_a_tilde_at_home(lying, monkeypatch, tmp_path, named):
+    monkeypatch.setattr(archives, "ROOT", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(archives.ELSEWHERE, named)
+    assert len(read(lying[0], seed=0)["validation"]) == 10
+
+
+# Whether what others may change has changed
+
+
+@pytest.mark.parametrize("name", ["svhn-first-10000.npz", "tiny-imagenet-200/words.txt", "Imagenet64/val_data"])
+def test_what_lies_elsewhere_without_a_checksum_has_a_fingerprint(tmp_path, monkeypatch, name):
+    kinds = Svhn(kind="svhn-first-10000", validation=1), TinyImageNet(validation=1)
+    kinds += tuple(ImageNet9(source=source, validation=1) for source in ("downsampled", "tiny-imagenet"))
+    monkeypatch.setenv(archives.ELSEWHERE, str(tmp_path))
+    assert [datasets.fingerprint(kind) for kind in kinds] == [{}] * 4
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"12345")
+    before = [datasets.fingerprint(kind) for kind in kinds]
+    assert {(each["files"], each["bytes"]) for each in before if each} == {(1, 5)}
+    (tmp_path / name).write_bytes(b"54321")
+    assert [datasets.fingerprint(kind) == each for kind, each in zip(kinds, before, strict=True)] == [
+        not x for x in before
+    ]
+
+
+def test_what_ships_or_has_a_published_checksum_has_none():
+    kinds = Digits(validation=1), Cifar(kind="cifar10", validation=1), Svhn(kind="svhn", validation=1)
+    assert [datasets.fingerprint(kind) for kind in kinds] == [{}] * 3
+
+
 # SVHN
 
 
@@ -283,12 +353,13 @@ def test_the_first_10000_of_svhn_are_split_in_order(data, tmp_path, monkeypatch)
     assert [len(images) for images in splits.values()] == [6000, 1000, 3000]
     for images, low, high in ((splits["train"], 0, 7000), (splits["validation"], 0, 7000), (splits["test"], 7000, 1e4)):
         found = images.images[:, 0, 0, 0].long() + 256 * images.images[:, 1, 0, 0].long()
+        assert images.notes == (datasets.FIRST,) and "7,000" in datasets.FIRST and "3,000" in datasets.FIRST
         assert low <= found.min() and found.max() < high and torch.equal(found % 10, images.labels)
 
 
 def test_without_the_npz_file_the_first_10000_are_those_of_the_archive(svhn, monkeypatch):
-    with pytest.raises(UserError, match=r"test_32x32\.mat: 1 images asked for, 0 left|test_32x32\.mat: more images"):
-        read(Svhn(kind="svhn-first-10000", validation=10), seed=0)  # the 20 images there are all go into training
+    with pytest.raises(UserError, match=r"test_32x32\.mat: more images are needed, SVHN's first 10,000; it holds 20"):
+        read(Svhn(kind="svhn-first-10000", validation=10), seed=0)
 
 
 # Tiny-ImageNet
@@ -347,6 +418,21 @@ def test_grey_images_get_three_equal_channels(tiny):
     splits = read(TinyImageNet(validation=3), seed=0)
     images = torch.cat([splits["train"].images, splits["validation"].images])
     assert (images[:, :1] == images).flatten(1).all(1).sum() == 3
+
+
+@pytest.mark.parametrize(
+    "n, words", [(250, "250 .*: half of the training set"), (500, "500 .*: the whole"), (100, "100 .*: 20% of the")]
+)
+def test_tiny_imagenet_says_how_many_training_images_a_class_there_are(n, words):
+    files = [(Path(f"tiny/train/{wnid}/images/{wnid}_{k}.JPEG"), 0) for wnid in WORDS for k in range(n)]
+    assert re.match(words, archives.share_of_tiny(files))
+    uneven = archives.share_of_tiny(files[1:])
+    assert uneven.startswith(f"{n - 1} to {n} training images a class")
+
+
+def test_the_notes_of_tiny_imagenet_reach_every_split(tiny):
+    notes = {part.notes for part in read(TinyImageNet(validation=3), seed=0).values()}
+    assert len(notes) == 1 and notes.pop()[0].startswith("3 training images a class of Tiny-ImageNet: 1% of the")
 
 
 @pytest.mark.parametrize("name", ["val/val_annotations.txt", "words.txt", "val/images/val_3.JPEG"])

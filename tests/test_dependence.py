@@ -5,6 +5,8 @@ from torch.autograd import gradcheck
 
 from robust_features.dependence import HSIC, gaussian_kernel, hsic, linear_kernel, normalised_hsic, unbiased_hsic
 
+pytestmark = pytest.mark.numeric
+
 ESTIMATORS = [hsic, unbiased_hsic, normalised_hsic]
 
 

@@ -1,12 +1,15 @@
+import errno
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from servers import nowhere, serve
 
-from robust_features.downloads import download, extract
+from robust_features.downloads import download, extract, writing
 from robust_features.settings import UserError
 
 CONTENT = bytes(range(256)) * 999
@@ -79,6 +82,94 @@ def test_a_file_the_server_does_not_have_is_asked_for_once(tmp_path):
     with serve({}) as server, pytest.raises(UserError, match="404"):
         download(f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5, waits=(0, 0))
     assert len(server.requests) == 1
+
+
+def test_one_of_several_that_ask_for_a_file_at_once_fetches_it(tmp_path):
+    with (
+        serve({"x.bin": CONTENT}) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):  # threads lock each other out as processes do
+        targets = list(pool.map(lambda _: download(f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5), range(8)))
+    assert len(server.requests) == 1 and targets[7].read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_those_that_wait_go_on_where_another_was_cut(tmp_path):
+    with serve({"x.bin": CONTENT}, cut=1) as server, ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(download, f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5, waits=()) for _ in "ab"]
+    assert sorted(type(each.exception()).__name__ for each in tries) == ["NoneType", "UserError"]
+    assert server.requests == [None, f"bytes={len(CONTENT) // 2}-"] and (tmp_path / "x.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_told_from_a_missing_network_and_not_tried_again(tmp_path):
+    (tmp_path / "x.bin.part").symlink_to("/dev/full")
+    with (
+        serve({"x.bin": CONTENT}) as server,
+        pytest.raises(UserError, match=r"x\.bin.*: cannot be written .No space left"),
+    ):
+        download(f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5, waits=(0, 0))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "code, remedy",
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, r"allow writing to .*/f and"),
+        (errno.EACCES, r"allow writing to .*/f and"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file_and_a_remedy(tmp_path, code, remedy):
+    with pytest.raises(UserError, match=rf"/f/x: cannot be written .*{remedy}"), writing(tmp_path / "f" / "x"):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(ConnectionResetError), writing(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def test_without_a_network_no_part_is_left(tmp_path):
+    with pytest.raises(UserError, match="cannot be fetched"):
+        download(f"{nowhere()}/x.bin", tmp_path / "x.bin", md5=MD5, waits=())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [len(CONTENT) // 3, len(CONTENT) // 2, 2 * len(CONTENT)])
+def test_a_part_of_another_file_is_fetched_again_from_its_beginning(tmp_path, length):
+    (tmp_path / "x.bin.part").write_bytes(bytes(length))  # the server's file has changed since
+    with serve({"x.bin": CONTENT}) as server:
+        download(f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5)
+    assert (tmp_path / "x.bin").read_bytes() == CONTENT and server.requests == [f"bytes={length}-", None]
+
+
+def test_a_redirection_is_followed_also_when_resuming(tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(CONTENT[:1000])
+    with serve({"old": "x.bin", "x.bin": CONTENT}) as server:
+        download(f"{server.url}/old", tmp_path / "x.bin", md5=MD5)
+    assert (tmp_path / "x.bin").read_bytes() == CONTENT and server.requests == ["bytes=1000-"] * 2
+
+
+def test_an_empty_answer_is_told(tmp_path):
+    with serve({"x.bin": b""}) as server, pytest.raises(UserError, match="cannot be fetched .the server sent nothing"):
+        download(f"{server.url}/x.bin", tmp_path / "x.bin", md5=MD5, waits=(0,))
+    assert len(server.requests) == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_several_may_unpack_one_archive_at_once(tmp_path, suffix):
+    archive = packed(tmp_path / f"x{suffix}", {f"top/{i}": CONTENT for i in range(20)})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: extract(archive, tmp_path / "top"), range(4)))
+    assert len(list((tmp_path / "top").iterdir())) == 20 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_is_not_the_fault_of_the_archive(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.unpack_archive", full)
+    with pytest.raises(UserError, match=r"/top: cannot be written .No space left on device.; free some space"):
+        extract(packed(tmp_path / "x.zip", {"top/a": b""}), tmp_path / "top")
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from precise import precise
 from torch import Generator
 
 from robust_features import distillations, hardware, store
@@ -27,7 +28,9 @@ from robust_features.evaluation import (
 from robust_features.hardware import side_by_side
 from robust_features.models import VGG16, build
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+pytestmark = pytest.mark.numeric
+
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 ATTACKS = {"pgd": PGD(epsilon=0.05, step_size=0.02, steps=3), "cw": CarliniWagner(c=10.0, steps=4)}
 
 
@@ -44,6 +47,7 @@ def images():
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=lambda a: a.kind)
 def test_results_do_not_depend_on_the_batch_size(network, images, attack):
+    network = precise(network)
     whole, parts = (
         attack_all(attack, network, images, hardware=CPU, seed=0, batch_size=size, keep=23) for size in (23, 7)
     )
@@ -128,6 +132,14 @@ def test_an_interrupted_evaluation_goes_on_with_the_attack_it_was_in(network, im
     assert len(found["pgd"].images) == 23 and len(found["cw"].images) == GALLERY
     whole = attack_all(ATTACKS["pgd"], network, images, hardware=CPU, seed=0, keep=23)
     assert torch.equal(found["pgd"].images, whole.images) and torch.equal(found["pgd"].l2, whole.l2)
+
+
+def test_an_attack_whose_kept_result_is_damaged_is_made_again(network, images, tmp_path, capsys):
+    options = dict(hardware=CPU, seed=0, resume=tmp_path, report=lambda line: None)
+    whole = attack_each({"pgd": ATTACKS["pgd"]}, network, images, **options)["pgd"]
+    (tmp_path / "pgd" / store.TENSORS).write_bytes(b"cut off")
+    again = attack_each({"pgd": ATTACKS["pgd"]}, network, images, **options)["pgd"]
+    assert torch.equal(again.images, whole.images) and "pgd: no whole record" in capsys.readouterr().err
 
 
 def test_what_is_resumed_belongs_to_these_weights_images_attacks_and_seed(network, images):

@@ -15,11 +15,13 @@ from robust_features.regularisers import IBRAR
 from robust_features.statistics import over_seeds
 from robust_features.training import SGD, Training
 
+pytestmark = pytest.mark.numeric
+
 PGD2 = PGD(epsilon=0.1, step_size=0.05, steps=2)
 CE = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), optimiser=SGD(learning_rate=0.05), epochs=1,
               batch_size=32, augmentation=Augmentation(padding=0, flip=False), monitor=PGD2)  # fmt: skip
 FAMILY = Family(members={"ce": CE, "ibrar": replace(CE, regulariser=IBRAR())}, attacks={"pgd": PGD2}, keep=("pgd",))
-MACHINE = HardwareSettings(device="cpu", threads=1)
+MACHINE = HardwareSettings(device="cpu", precision="fp32", threads=1)
 
 
 @pytest.fixture
@@ -67,6 +69,23 @@ def test_an_interrupted_family_goes_on_with_what_is_missing(data, monkeypatch):
     assert lines[-1].startswith("ibrar: clean ")
 
 
+def test_a_member_whose_half_finished_records_are_damaged_is_made_again(data, monkeypatch, capsys):
+    quiet("f", FAMILY, monkeypatch)
+    half = data / "half"
+    (data / "families" / "f").rename(half)
+    (half / "models" / "ce" / store.TENSORS).write_bytes(b"cut off")
+    (half / "models" / ".ce.7.partial").mkdir()
+    monkeypatch.setattr(families, "_interrupted", lambda family, seed: half)
+    lines = quiet("f", FAMILY, monkeypatch)
+    assert "models/ce: no whole record" in capsys.readouterr().err and lines[0] == "1 of 2 were finished before"
+    assert {path.name for path in (data / "families" / "f" / "models").iterdir()} == {"ce", "ibrar"}
+
+
+def test_every_seed_is_named_once():
+    with pytest.raises(ValueError, match=r"every seed once, found \[0, 0\]"):
+        replace(FAMILY, seeds=(0, 0))
+
+
 def test_rows_of_one_seed_have_wilsons_interval_of_several_students(data, monkeypatch):
     quiet("one", FAMILY, monkeypatch)
     quiet("two", replace(FAMILY, seeds=(0, 1)), monkeypatch)
@@ -90,7 +109,8 @@ def test_processes_side_by_side_answer_in_order():
 
 def test_members_are_found_by_the_radius_they_are_trained_against():
     against = {
-        f"m{n}": replace(CE, objective=Adversarial(attack=replace(PGD2, epsilon=e))) for n, e in enumerate(("1/256", 2))
+        f"m{n}": replace(CE, objective=Adversarial(attack=replace(PGD2, epsilon=e, norm="l2")))
+        for n, e in enumerate(("1/256", 2))
     }
     family = Family(members={"plain": CE} | against, attacks={})
     assert family.radii == {"0": "plain", "1/256": "m0", "2": "m1"}

@@ -6,6 +6,8 @@ from scipy import optimize
 
 from robust_features.gaussians import accuracy, alignment, learn
 
+pytestmark = pytest.mark.numeric
+
 VARIANCES = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)
 MEAN = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)
 

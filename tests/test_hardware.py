@@ -3,10 +3,19 @@ import sys
 
 import pytest
 import torch
+from torch import Generator, nn
 
-from robust_features.hardware import HardwareSettings, choose
+from robust_features import hardware
+from robust_features.attacks import NIFGSM, PGD, CarliniWagner
+from robust_features.datasets import ImageSet
+from robust_features.evaluation import attack_all, crafted_in
+from robust_features.hardware import Hardware, HardwareSettings, choose
+from robust_features.models import VGG16, Victim, build
 
+pytestmark = pytest.mark.numeric
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
+CPU = torch.device("cpu")
+BF16 = Hardware(CPU, "bf16")
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc's malloc is told to keep memory")
@@ -19,3 +28,50 @@ def test_memory_that_tensors_free_is_used_again_without_asking_the_system_for_it
     for _ in range(20):
         torch.ones(1 << 22)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 3 * 4_096
+
+
+@pytest.mark.parametrize("limit, units, expected", [("", True, "bf16"), ("AVX2", True, "fp32"), ("", False, "fp32"),
+                                                    ("avx512_core_amx", True, "bf16")])  # fmt: skip
+def test_a_cpu_takes_bfloat16_by_itself_if_it_has_matrix_units_that_may_be_used(monkeypatch, limit, units, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": units})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    vgg = build(VGG16(width=1 / 16), 10, seed=0)
+    assert choose(HardwareSettings(device="cpu")).precision_of(vgg) == expected
+    assert choose(HardwareSettings(device="cpu", precision="fp32")).precision_of(vgg) == "fp32"
+
+
+def test_depthwise_convolutions_stay_in_float32_unless_told(monkeypatch):
+    monkeypatch.setattr(hardware, "_matrix_units", lambda: True)
+    mobile = build(Victim(kind="mobilenet-v2", width=0.25), 10, seed=0)
+    assert Hardware(CPU, "auto").precision_of(mobile) == "fp32" and BF16.precision_of(mobile) == "bf16"
+
+
+def test_an_attack_that_decides_by_outputs_is_crafted_in_float32():
+    step = dict(epsilon=0.1, step_size=0.1)
+    followers = PGD(**step), PGD(**step, targeted=True), NIFGSM(**step)
+    deciders = PGD(**step, keep="first"), PGD(**step, restarts=2), CarliniWagner()
+    assert {crafted_in(attack, nn.Flatten(), BF16) for attack in followers} == {"bf16"}
+    assert {crafted_in(attack, nn.Flatten(), BF16) for attack in deciders} == {"fp32"}
+
+
+class Watched(nn.Flatten):
+    """Notes whether it ran under autocast, and says of an image which pixel is the brightest."""
+
+    seen: list[tuple[bool, bool]] = []
+
+    def forward(self, images):
+        self.seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return super().forward(images)
+
+
+def test_an_attack_in_bfloat16_returns_float32_images_that_are_judged_in_float32():
+    draw, network = Generator().manual_seed(0), Watched()
+    pixels = torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8, generator=draw)
+    images = ImageSet(pixels, torch.arange(4), tuple("abcdefghijkl"), "noise")
+    network.seen.clear()
+    found = attack_all(PGD(epsilon=0.1, step_size=0.1, steps=1), network, images, hardware=BF16, seed=0, keep=4)
+    assert network.seen == [(True, True), (False, False)], "of the step, and of the prediction"
+    assert found.images.dtype == found.linf.dtype == torch.float32
+    assert torch.equal(found.predictions, found.images.flatten(1).argmax(1))

@@ -10,6 +10,8 @@ from torch import Generator, nn
 
 from robust_features.inversion import COLOURS, Inversion, alignment, invert, look, random_views, roughness, to_images
 
+pytestmark = pytest.mark.numeric
+
 SIZE = 16
 SHORT = Inversion(steps=20, learning_rate=0.1, jitter=1)
 STILL = replace(SHORT, jitter=0, rotation=0, scales=(1,))

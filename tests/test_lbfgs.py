@@ -1,7 +1,10 @@
+import pytest
 import torch
 from torch import Generator
 
 from robust_features.lbfgs import MEMORY, _direction, _pair, approach
+
+pytestmark = pytest.mark.numeric
 
 
 def linear(outputs, seed=0):

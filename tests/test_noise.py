@@ -1,8 +1,11 @@
+import pytest
 import torch
 from scipy import stats
 from torch import Generator
 
 from robust_features.noise import derived, image_keys, normal, uniform
+
+pytestmark = pytest.mark.numeric
 
 
 def keys(count=500, seed=0):

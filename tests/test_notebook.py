@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
@@ -28,13 +30,13 @@ def execute(path, *arguments):
 
 def test_two_runs_differ_in_nothing_but_their_provenance(project, capfd):
     cells = ["# Title", 'key = "none"', "import pandas as pd\nprint(key)\npd.DataFrame({'a': [1]})", "object"]
-    path, saved = write_notebook(project, "02-training", cells), []
+    path, saved = write_notebook(project, "01-datasets", cells), []
     for run in "ab":
-        assert execute(path, "--key", "digits", "--save", project / f"{run}.ipynb") is None
+        assert execute(path, "--key", "digits-vgg16-standard", "--save", project / f"{run}.ipynb") is None
         saved.append(nbformat.read(project / f"{run}.ipynb", as_version=4))
         assert saved[-1].metadata.pop("provenance")["seed"] == 7
     assert nbformat.writes(saved[0]) == nbformat.writes(saved[1])
-    assert [cell.source for cell in saved[0].cells[:2]] == ["# Title", 'key = "digits"']
+    assert [cell.source for cell in saved[0].cells[:2]] == ["# Title", 'key = "digits-vgg16-standard"']
     assert "text/plain" not in saved[0].cells[2].outputs[1].data and "digits\n" in capfd.readouterr().out
     assert not list((project / "data/failed").iterdir())
 
@@ -49,6 +51,80 @@ def test_a_section_becomes_a_page_run_in_this_environment(project, capfd):
     assert capfd.readouterr().out.splitlines()[-1].endswith("reports/quick/11-first.html")
 
 
+def test_a_users_profile_and_settings_change_nothing(project, monkeypatch):
+    draw = "import matplotlib.pyplot as plt\nprint(plt.rcParams['axes.facecolor'])\nplt.plot([1, 2]);"
+    path = write_notebook(project, "01-datasets", ['key = ""', draw, "import sys, warnings\nprint(sys.flags.optimize)"])
+    home = project / "home"
+    files = {".ipython/profile_default/startup/0.py": "print('theirs')", "site/sitecustomize.py": "print('theirs')"}
+    files |= {
+        ".config/matplotlib/matplotlibrc": "axes.facecolor: red\nno.such.key: 1\n",
+        "startup.py": "print('theirs')",
+    }
+    files |= {".ipython/profile_default/ipython_kernel_config.py": "c.InlineBackend.figure_formats = {'svg'}"}
+    for name, text in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    saved = []
+    for hostile in (False, True):
+        for name, value in {"HOME": "", "PYTHONSTARTUP": "startup.py", "PYTHONPATH": "site"}.items() if hostile else ():
+            monkeypatch.setenv(name, str(home / value))
+        assert execute(path, "--save", project / "saved.ipynb") is None
+        saved.append(nbformat.read(project / "saved.ipynb", as_version=4).cells)
+    assert saved[0] == saved[1] and saved[0][1].outputs[0].text == "white\n"
+
+
+@pytest.mark.parametrize("surroundings", [{"TMPDIR": "t" * 90}, {"HOME": "/dev/null"}], ids=str)
+def test_a_long_folder_for_temporary_files_or_no_home_change_nothing(project, monkeypatch, surroundings):
+    path = write_notebook(project, "11-first", ["# A claim", "import matplotlib.pyplot as plt\nprint('ran')"])
+    (project / ("t" * 90)).mkdir()
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, str(project / value))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # found anew
+    assert execute(path, "--save", project / "saved.ipynb") is None
+    (printed,) = nbformat.read(project / "saved.ipynb", as_version=4).cells[1].outputs
+    assert printed.text == "ran\n"
+
+
+def test_a_project_lies_where_it_likes_and_is_run_from_anywhere(tmp_path, monkeypatch):
+    odd = tmp_path / "my {project} für $5 #1"
+    odd.mkdir()
+    project = make_project(odd, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", "run", str(odd / "notebooks/11-first.ipynb")])
+    assert execute("notebooks/11-first.ipynb") is None
+    assert "report.notebook run notebooks/11-first.ipynb<" in (project / "reports/quick/11-first.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["11-frist.ipynb"], "there is no notebook 11-frist.ipynb; did you mean '11-first'?"),
+        (["notebooks/01-datasets.ipynb", "--key", "digit"], "run.datasets: no entry 'digit'; did you mean 'digits'?"),
+        (
+            ["notebooks/06-families.ipynb", "--key", "x"],
+            "run.families and run.descendants: no entry 'x'; there are layers",
+        ),
+        (["notebooks/11-first.ipynb", "--key", "digits"], "11-first.ipynb runs once, not for an entry of params.yaml"),
+        (["params.yaml"], "params.yaml is not a readable notebook"),
+    ],
+)
+def test_a_notebook_or_key_that_is_not_there_is_said_before_any_work(project, arguments, said):
+    assert said in execute(*arguments) and not (project / "data").exists()
+
+
+def test_a_data_folder_on_a_disk_that_is_not_mounted_is_said_to_be_absent(project):
+    (project / "data").symlink_to(project / "disk")
+    assert "disk, which is not there: mount that disk" in execute("notebooks/11-first.ipynb")
+    (project / "disk").mkdir()
+    assert execute("notebooks/11-first.ipynb") is None
+
+
+def test_without_a_params_file_the_remedy_is_one_line(project):
+    (project / "params.yaml").write_text("run: *nothing")
+    said = execute("notebooks/11-first.ipynb")
+    assert said.endswith("has no readable run: `python -m robust_features.params` says what is wrong")
+
+
 def test_a_failing_cell_is_named_and_what_was_done_is_kept(project):
     path = write_notebook(project, "11-first", ["# A claim", "print('so far')", "1 / 0"])
     kept = project / "data/failed/11-first.html"
@@ -59,8 +135,8 @@ def test_a_failing_cell_is_named_and_what_was_done_is_kept(project):
 
 def test_a_user_error_says_its_message_then_where_it_arose(project):
     cell = "from robust_features.settings import UserError\nraise UserError('run `dvc repro train@x`')"
-    said = execute(write_notebook(project, "02-training", ["key = None", cell]), "--key", "x").splitlines()
-    assert said[0] == "run `dvc repro train@x`" and "02-training-x, cell 2; see " in said[1]
+    said = execute(write_notebook(project, "01-datasets", ["key = None", cell]), "--key", "digits").splitlines()
+    assert said[0] == "run `dvc repro train@x`" and "01-datasets-digits, cell 2; see " in said[1]
 
 
 def test_a_dead_kernel_is_said_to_be_dead(project):
@@ -115,6 +191,34 @@ def test_prose_does_not_change_the_code_projection(project):
     assert first == '# %% parameters\nkey = "a"\n\n# %%\nrun(key)\n'
 
 
+def commit(folder):
+    """Make `folder` a repository with one commit; its name."""
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "params.yaml"], [*who, "commit", "-qm", "m"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_this_checkouts_not_that_of_a_repository_around_it_or_in_the_environment(tmp_path, monkeypatch):
+    def said():
+        return notebook.provenance({"scale": "quick", "seed": 0}, datetime.now(UTC), 0)["commit"]
+
+    (tmp_path / "params.yaml").touch()
+    around = commit(tmp_path)
+    (tmp_path / "unpacked").mkdir()
+    project = make_project(tmp_path / "unpacked", monkeypatch)
+    assert said() == "none"
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert said() == "none"
+    monkeypatch.delenv("GIT_DIR")
+    own = commit(project)
+    assert own != around and said() == f"{own} + uncommitted changes"
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own way to try "dubious ownership"
+    assert said() == f"{own} + uncommitted changes"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert said() == "none"
+
+
 @pytest.fixture
 def executed(project):
     """Executed notebooks as the groundwork's stages leave them."""
@@ -145,6 +249,20 @@ def test_groundwork_that_is_missing_or_was_run_with_other_code_is_named(executed
     (executed / "data/runs/dataset-digits.ipynb").unlink()
     with pytest.raises(SystemExit, match="dataset-digits.ipynb is missing: run `dvc repro dataset@digits`"):
         notebook.main(["pages"])
+
+
+@pytest.mark.parametrize("text", ["", '{"cells": [', "{}", "\ufeff"], ids=["empty", "cut", "another", "mark"])
+def test_a_damaged_executed_notebook_is_named_with_its_stage(executed, text):
+    (executed / "data/runs/dataset-digits.ipynb").write_text(text)
+    with pytest.raises(
+        SystemExit, match="dataset-digits.ipynb is damaged.*delete it and run `dvc repro dataset@digits`"
+    ):
+        notebook.main(["pages"])
+
+
+def test_publishing_before_anything_is_made_says_what_to_run(project):
+    with pytest.raises(SystemExit, match="holds no report yet: run `make reproduce SCALE=quick` first"):
+        notebook.main(["publish"])
 
 
 def test_the_runner_itself_imports_no_torch():

@@ -11,6 +11,8 @@ from robust_features.models import VGG16, ResNet18, WideResNet, build, folded
 from robust_features.objectives import Adversarial, Mart, Standard, Trades
 from robust_features.regularisers import IBRAR, VIB, BatchMask, PersistentMask, channel_scores
 
+pytestmark = pytest.mark.numeric
+
 ATTACK = PGD(epsilon=0.03, step_size=0.01, steps=2)
 IMAGES = torch.rand(20, 3, 32, 32, generator=Generator().manual_seed(0))
 LABELS = torch.arange(20) % 10

@@ -1,7 +1,61 @@
+import io
+
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
+import torch
 
-from robust_features.report import curves
+from robust_features.report import curves, figure, images, plain, style
+
+ODD = ["a$b$", "$", r"\$x$ \alpha", "a_b^c", "<b> & {%#}", r"$\frac{", "ä"]
+
+
+def pixels(text, **options):
+    drawing = plt.figure(figsize=(3, 0.5))
+    drawing.text(0.1, 0.3, text, **options)
+    drawing.savefig(buffer := io.BytesIO(), format="png")
+    plt.close(drawing)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_plain_text_is_drawn_letter_by_letter(text):
+    assert pixels(plain(text)) == pixels(text, parse_math=False)
+
+
+def test_names_above_and_beside_images_are_text(tmp_path):
+    pictures = torch.zeros(1, 3, 8, 8)
+    columns = images.in_columns({name: pictures for name in ODD}, {name: [name] for name in ODD})
+    rows = images.in_rows({name: pictures for name in ODD}, ODD[:1])
+    said = [
+        [label.get_text() for label in columns.axes[0].get_xticklabels()],
+        [t.get_text() for t in columns.axes[0].texts],
+    ]
+    said += [[label.get_text() for label in rows.axes[0].get_yticklabels()]]
+    assert said == [[*map(plain, ODD)]] * 3 and rows.axes[0].get_xticklabels()[0].get_text() == plain(ODD[0])
+    for drawing in (columns, rows):
+        figure(drawing, alt="no error")
+
+
+def test_a_name_with_an_underscore_in_front_has_its_line_in_the_legend():
+    drawing, axis = plt.subplots()
+    curves(axis, pd.DataFrame({"x": [0], "value": [1.0], "low": [0.0], "high": [2.0], "hue": "_a"}), x="x", hue="hue")
+    assert [text.get_text() for text in axis.legend().get_texts()] == [r"$\_$a"]
+    plt.close(drawing)
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_a_users_matplotlibrc_does_not_reach_a_figure(plots):
+    def drawn():
+        style(plots=plots)
+        drawing, axis = plt.subplots()
+        axis.plot([0, 1], label="a")
+        axis.legend()
+        return figure(drawing, alt="a line").html
+
+    first = drawn()
+    plt.rcParams.update({"lines.linewidth": 9, "svg.fonttype": "none", "text.parse_math": False, "axes.grid.axis": "x"})
+    assert drawn() == first
 
 
 def test_a_name_has_one_colour_in_all_panels_also_where_some_lack_names():

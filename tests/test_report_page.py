@@ -1,3 +1,4 @@
+import base64
 import re
 
 import nbformat
@@ -5,7 +6,7 @@ import pytest
 from nbformat.v4 import new_output
 from sample_report import make_project, write_notebook
 
-from robust_features.report import contents, index, page
+from robust_features.report import contents, index, page, search
 from robust_features.settings import UserError
 
 PROVENANCE = {
@@ -95,6 +96,50 @@ def test_navigation_leads_through_sections_and_then_groundwork(project):
 def test_a_page_with_three_headings_has_a_table_of_its_contents(project):
     html = show(project, "# Prose\n\n## One & only\n\n## Two\n\n## The $x$ third")
     assert re.search(r'<nav class="toc".*href="#one-amp-only">One &amp; only</a>.*href="#two"', html, re.DOTALL)
+
+
+def test_every_heading_has_an_anchor_of_its_own_that_the_search_and_the_list_lead_to(project):
+    prose = (
+        "# Prose\n\n## Results\n\n## See [this](x.html) & `<b>` now\n\n### ±\n\n## Results\n\n## Cell 3\n\n## Cell *3*"
+    )
+    html = show(project, prose, "1")
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    wanted = ["results", "see-this-amp-lt-b-gt-now", "section", "results-2", "cell-3-2", "cell-3-3"]
+    assert len(ids) == len({*ids}) and re.findall(r'<h[23] id="([^"]+)"', html) == wanted
+    assert re.findall(r'<a [^>]*href="#([^"]+)"[^>]*>#</a>', html)[2:] == wanted
+    assert '<a href="#see-this-amp-lt-b-gt-now">See this &amp; &lt;b&gt; now</a>' in html
+    found = [entry for entry in search.entries(contents.load_run(), project / "reports/quick") if "See" in entry[0]]
+    assert [(entry[0], entry[3]) for entry in found] == [("See this & <b> now", f"11-first.html#{wanted[1]}")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["![a dot](attachment:my%20dot.png)", '<img width="9" src="attachment:my dot.png">', 'is <img src="dot.png"> here'],
+)
+def test_a_pasted_image_and_one_that_lies_beside_the_notebook_are_in_the_page(project, source):
+    (project / "notebooks/dot.png").write_bytes(base64.b64decode(PIXEL))
+    html = page.markdown(source, {"my dot.png": {"image/png": PIXEL}}, folder=project / "notebooks")
+    assert f'src="data:image/png;base64,{PIXEL}"' in html
+
+
+def test_the_image_of_a_cell_is_shown_and_one_that_is_missing_is_named(project):
+    path = write_notebook(project, "11-first", ["# A\n\n![dot](attachment:dot.png)"], companion=companion())
+    notebook, target = nbformat.read(path, as_version=4), project / "x.html"
+    notebook.cells[0]["attachments"] = {"dot.png": {"image/png": PIXEL}}
+    page.render(notebook, target, run=contents.load_run())
+    assert f"data:image/png;base64,{PIXEL}" in target.read_text("utf-8")
+    del notebook.cells[0]["attachments"]
+    with pytest.raises(UserError, match="pasted image 'dot.png', which it does not hold"):
+        page.render(notebook, target, run=contents.load_run())
+
+
+def test_a_notebook_may_have_any_name_and_links_lead_to_its_page(project):
+    html = show(project, name="80 50% #1?")
+    assert 'href="./12-second.html"' in html and '"80%2050%25%20%231%3F.html"' in (
+        index.scale_index(contents.load_run()).read_text("utf-8")
+    )
+    (project / "notebooks/._80.ipynb").write_bytes(b"\xff\x00")  # what macOS adds to a ZIP
+    assert 'href="./80%2050%25%20%231%3F.html"' in show(project, name="12-second")
 
 
 def test_the_index_lists_artefacts_thumbnails_and_groundwork(project):

@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -137,6 +139,47 @@ def test_tables_are_byte_stable_and_latex_is_booktabs_in_ascii(reports):
     assert first == contents()
     latex = first[-1].decode("ascii")
     assert r"\toprule" in latex and r"$\gamma$ = 5 \% \& more" in latex and r"90.0 $\pm$2.0" in latex
+
+
+NAMES = {
+    "a$b": r"a\$b",
+    "<i>x": "$<$i$>$x",
+    "_x": r"\_x",
+    r"\end{table": r"$\backslash$end\{table",
+    "50 % & #1": r"50 \% \& \#1",
+    "[2]": "{[}2]",
+    "*": "{*}",
+    "~^|": r"$\sim$\textasciicircum{}$|$",
+    "für": "für",
+    "猫": "{[}U+732B]",
+}
+
+
+@pytest.mark.parametrize(("name", "latex"), NAMES.items())
+def test_a_name_is_text_in_rows_columns_units_and_captions(reports, name, latex):
+    rows = pd.DataFrame(
+        {"class": [name, "b", name, "b"], "as": [name, name, "c", "c"], "value": 1.0, "unit": ["s", name] * 2}
+    )
+    places = dict(index=["class"], columns=["as"], caption=f"Of {name}")
+    shown = report.table(rows.assign(low=np.nan, high=np.nan, n=1), artefact="own", scale="quick", **places)
+    as_html = escape(name, quote=False)
+    assert shown.html.count(f"<th>{as_html}</th>") == 2 and f"<b>1.0</b> {as_html}</td>" in shown.html
+    assert f"</a> Of {as_html}</figcaption>" in shown.html and name in {*shown.rows["class"]}
+    text = (reports / "quick/tables/own.tex").read_text("utf-8")
+    assert f"\n{latex} & 1.0 s & 1.0 s" in text and f"& 1.0 {latex} &" in text and f"{{Of {latex}}}" in text
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex, with booktabs and multirow")
+def test_a_table_of_odd_names_is_typeset_without_an_error(reports):
+    rows = pd.DataFrame({"class": [*NAMES], "as": "".join(NAMES), "value": 1.0, "low": 0.5, "high": 1.5, "n": 1})
+    report.table(rows, artefact="own", scale="quick", index=["class"], columns=["as"], caption="".join(NAMES))
+    lines = [
+        r"\documentclass{article}\usepackage{booktabs,multirow}\begin{document}",
+        r"\input{quick/tables/own}\end{document}",
+    ]
+    (reports / "all.tex").write_text("".join(lines))
+    done = subprocess.run(["pdflatex", "-halt-on-error", "all.tex"], cwd=reports, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:].decode(errors="replace")
 
 
 def draw(points=20):

@@ -5,6 +5,8 @@ from scipy import stats
 
 from robust_features.statistics import over_seeds, wilson
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("hits, n", [(0, 10), (5, 10), (10, 10), (447, 1000), (5000, 10_000)])
 def test_wilsons_interval_is_scipys(hits, n):

@@ -1,23 +1,42 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from itertools import cycle
 
+import pandas as pd
 import pytest
 import torch
 
-from robust_features import hardware, store
+from robust_features import construction, datasets, hardware, store, training
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
+from robust_features.construction import Constructions, Recipe, Relabelled
 from robust_features.datasets import Digits, read
+from robust_features.families import Family
 from robust_features.models import VGG16, WideResNet
 from robust_features.objectives import Adversarial, Standard
+from robust_features.regularisers import IBRAR
 from robust_features.settings import UserError
-from robust_features.training import SGD, Adam, OneCycle, StepLR, Training, load, resume_file, save, train
+from robust_features.training import (
+    HISTORY,
+    SGD,
+    Adam,
+    OneCycle,
+    StepLR,
+    Trained,
+    Training,
+    load,
+    resume_file,
+    save,
+    train,
+)
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+pytestmark = pytest.mark.numeric
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 ATTACK = PGD(epsilon=0.1, step_size=0.05, steps=2)
 SETTINGS = Training(
     dataset="digits",
@@ -68,17 +87,48 @@ def test_two_runs_with_one_seed_are_identical_and_the_seed_matters(splits, setti
     assert not same(first, quiet(splits, replace(settings, seed=1)))
 
 
-def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resumed(splits, tmp_path):
-    settings = replace(
-        SETTINGS, optimiser=SGD(learning_rate=0.5, momentum=0.9), epochs=4, schedule=StepLR(every=9), keep="best"
+def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resumed(splits, tmp_path, monkeypatch):
+    accuracy = cycle([{"clean": value} for value in (50.0, 70.0, 70.0, 60.0)])
+    monkeypatch.setattr(training, "_validate", lambda *arguments: next(accuracy))
+    settings, resume = (
+        replace(SETTINGS, epochs=4, schedule=StepLR(every=9), keep="best", monitor=None),
+        tmp_path / "s.pt",
     )
-    resume = tmp_path / "state.pt"
     best = quiet(splits, settings, resume=resume)
-    at = best.history["clean"].idxmax() + 1
-    assert at < 4, "or keeping the best is keeping the last"
-    short = quiet(splits, replace(settings, epochs=at, keep="last"))
+    short = quiet(splits, replace(settings, epochs=3, keep="last"))  # of two that are equally good the last
     assert all(map(torch.equal, best.network.state_dict().values(), short.network.state_dict().values()))
     assert same(best, quiet(splits, settings, resume=resume)), "which has nothing left to train"
+
+
+def test_early_stopping_watches_constructed_validation_images_or_if_asked_the_true_ones(tmp_path, monkeypatch, splits):
+    for module in (datasets, store, construction):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    datasets.save("digits", splits, SETTINGS)
+    one = quiet(splits, replace(SETTINGS, epochs=1))
+    save(store.folder("models", "sources/it"), one, SETTINGS, classes=splits["train"].classes)
+    recipe = Recipe(member="it", make=Relabelled(targets="next", steps=1), splits=("train", "validation"))
+    entry = Constructions(dataset="digits", family="sources", sets={"next": recipe})
+    construction.make("made", entry, {"sources": Family(members={"it": SETTINGS})}, hardware=CPU, seed=0, report=str)
+    made, true = (
+        training.splits(replace(SETTINGS, dataset="made/next", keep=k))["validation"] for k in ("best", "best-true")
+    )
+    original = splits["validation"]
+    assert torch.equal(true.images, original.images) and torch.equal(true.labels, original.labels)
+    assert torch.equal(made.labels, (original.labels + 1) % 10) and not torch.equal(made.images, original.images)
+    read_again = training.splits(replace(SETTINGS, keep="best-true"))["validation"]
+    assert torch.equal(read_again.labels, original.labels), "of a dataset that no network made"
+
+
+def test_in_bfloat16_only_the_network_computes(splits, monkeypatch):
+    where, term = [], IBRAR.__call__
+    monkeypatch.setattr(IBRAR, "__call__", lambda *a: where.append(torch.is_autocast_enabled("cpu")) or term(*a))
+    settings = replace(SETTINGS, epochs=1, regulariser=IBRAR())
+    half = train(splits, settings, hardware=replace(CPU, precision="bf16"), report=lambda line: None)
+    assert half.precision == "bf16" and not any(where) and len(where) == 4
+    assert {weight.dtype for weight in half.network.parameters()} == {torch.float32}
+    whole = quiet(splits, settings)
+    assert half.history["loss"].item() == pytest.approx(whole.history["loss"].item(), rel=0.05)
+    assert not same(half, whole) and whole.precision == "fp32"
 
 
 def test_without_a_monitor_the_network_is_the_same_and_the_history_knows_clean_accuracy_only(splits, tmp_path):
@@ -113,6 +163,55 @@ def test_a_killed_run_resumes_and_ends_bit_identical(splits, tmp_path):
     resumed = train(splits, SETTINGS, hardware=CPU, resume=resume, report=lines.append)
     assert lines[0].startswith("resumed after epoch")
     assert same(resumed, quiet(splits))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda state: state[: len(state) // 2], lambda state: b"garbage", lambda state: b""]
+)
+def test_a_damaged_resume_file_is_said_and_training_starts_anew(splits, tmp_path, damage):
+    settings, resume, lines = replace(SETTINGS, objective=Standard(), epochs=1), tmp_path / "state.pt", []
+    whole = quiet(splits, settings, resume=resume)
+    resume.write_bytes(damage(resume.read_bytes()))
+    again = train(splits, settings, hardware=CPU, resume=resume, report=lines.append)
+    assert "state.pt: damaged" in lines[0] and "starts anew" in lines[0] and lines[1].startswith("epoch 1/1")
+    assert same(again, whole) and same(quiet(splits, settings, resume=resume), whole)
+
+
+def test_a_resume_file_of_another_network_leaves_no_trace(splits, tmp_path):
+    settings, lines = replace(SETTINGS, objective=Standard(), epochs=1), []
+    state = {"network": settings.build(10).state_dict(), "optimiser": {}, "schedule": {}, "history": [], "best": {}}
+    for weights in state["network"].values():
+        weights.zero_()
+    torch.save(state, tmp_path / "state.pt")
+    again = train(splits, settings, hardware=CPU, resume=tmp_path / "state.pt", report=lines.append)
+    assert "starts anew" in lines[0] and same(again, quiet(splits, settings))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda card: card.pop("classes"), "no 'classes', so another version wrote it"),
+        (lambda card: card.pop("history"), "no 'history', so another version wrote it"),
+        (lambda card: card["settings"].update(colour=1), "another version wrote it .unknown key 'colour'"),
+        (lambda card: card["settings"]["network"].update(hidden=2), "another version wrote it .RuntimeError: Error"),
+    ],
+)
+def test_a_model_of_another_version_is_refused_with_the_stage_to_run(splits, tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr("robust_features.store.DATA", tmp_path)
+    trained = Trained(SETTINGS.build(10), pd.DataFrame(columns=HISTORY))
+    save(tmp_path / "models" / "m", trained, SETTINGS, classes=splits["train"].classes)
+    path = tmp_path / "models" / "m" / store.CARD
+    card = json.loads(path.read_text("utf-8"))
+    change(card)
+    path.write_text(json.dumps(card), "utf-8")
+    with pytest.raises(UserError, match=f"models/m: {said}.*; delete .*models/m and run `dvc repro train@m`") as error:
+        load("m", hardware=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_nesterovs_step_needs_momentum():
+    with pytest.raises(ValueError, match="nesterov needs momentum"):
+        SGD(learning_rate=0.1, nesterov=True)
 
 
 def test_training_lowers_the_loss_and_the_history_has_a_row_an_epoch(splits):

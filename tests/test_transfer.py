@@ -9,6 +9,8 @@ from robust_features.attacks import PGD
 from robust_features.families import Family
 from robust_features.transfer import Transfer, make, successes, wrong_classes
 
+pytestmark = pytest.mark.numeric
+
 STEP = PGD(epsilon=2.0, step_size=1.0, steps=2, norm="l2", random_start=False)
 ENTRY = Transfer(
     dataset="digits",
@@ -16,7 +18,7 @@ ENTRY = Transfer(
     victims="victims",
     attacks={"untargeted": STEP, "targeted": replace(STEP, targeted=True)},
 )
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 
 
 @pytest.fixture
@@ -65,7 +67,8 @@ def test_rows_count_mistakes_or_hits_of_the_target(both):
     assert len(rows) == 4
 
 
-def test_an_interrupted_transfer_goes_on_with_what_is_missing(both, monkeypatch):
+@pytest.mark.parametrize("damaged, attacked", [(False, [False, True, True]), (True, [False, True, False, True])])
+def test_an_interrupted_transfer_goes_on_with_what_is_missing_or_damaged(both, monkeypatch, data, damaged, attacked):  # noqa: F811
     whole, real, calls = run(both), transfer.attack_all, []
 
     def breaks(attack, *rest, **options):
@@ -77,8 +80,10 @@ def test_an_interrupted_transfer_goes_on_with_what_is_missing(both, monkeypatch)
     monkeypatch.setattr(transfer, "attack_all", breaks)
     with pytest.raises(KeyboardInterrupt):
         run(both)
+    (kept,) = (data / "interrupted").glob("transfer-*/one-untargeted/tensors.safetensors")
+    kept.write_bytes(b"cut off" if damaged else kept.read_bytes())
     again = run(both)
-    assert [attack.targeted for attack in calls] == [False, True, True]
+    assert [attack.targeted for attack in calls] == attacked
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 

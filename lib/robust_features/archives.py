@@ -2,18 +2,20 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from robust_features.downloads import download, extract, reading
-from robust_features.paths import DATA
+from robust_features.downloads import download, extract, reading, verify
+from robust_features.paths import DATA, ROOT
 from robust_features.settings import UserError
 
 Files = list[tuple[Path, int]]  # an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (N, 3, 64, 64), and a label (N,) for each
 
-ELSEWHERE = "ROBUST_FEATURES_DATA"  # names a folder where datasets may already lie; nothing is written there
+ELSEWHERE = "ROBUST_FEATURES_DATA"  # names a folder where datasets may lie, packed or not; nothing is written there
+REPLACE = f"put a sound copy there, or take it out of the folder that {ELSEWHERE} names"
 TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"  # its MD5
 NINE = {  # positions in the sorted list of ImageNet's 1,000 WNIDs (Springer et al. 2021, Sec. 2.1)
     "dog": range(151, 269), "cat": range(281, 286), "frog": range(30, 33), "turtle": range(33, 38),
@@ -29,16 +31,47 @@ NINE_OF_TINY = {  # a stand-in out of Tiny-ImageNet's 200 classes
 }  # fmt: skip
 
 
+def elsewhere() -> Path | None:
+    """The folder that ROBUST_FEATURES_DATA names: absolute, from the home folder (~), or from the project's folder."""
+    named = os.environ.get(ELSEWHERE)
+    return ROOT / Path(named).expanduser() if named else None
+
+
+def outside(name: str, url: str = "") -> list[Path]:
+    """`name`, or else the archive that `url` ends in, in the folder ROBUST_FEATURES_DATA; [] if neither is there."""
+    folder = elsewhere()
+    found = [folder / each for each in (name, url.rpartition("/")[2]) if each] if folder else []
+    return [path for path in found if path.exists()][:1]
+
+
 def locate(name: str, url: str = "", md5: str = "") -> Path:
-    """`name` in the folder ROBUST_FEATURES_DATA, or else in data/downloads, brought there by `url`, packed or not."""
-    folders = [Path(folder).expanduser() for folder in (os.environ.get(ELSEWHERE), DATA / "downloads") if folder]
-    path = next((folder / name for folder in folders if (folder / name).exists()), folders[-1] / name)
+    """`name` in the folder ROBUST_FEATURES_DATA, or else in data/downloads.
+
+    If it is in neither, it is unpacked to data/downloads from the archive that `url` ends in, which lies in one of the two or
+    is downloaded. Files are checked against `md5`, folders are not.
+    """
+    ours, archive = DATA / "downloads" / name, url.rpartition("/")[2]
+    path, *_ = *outside(name), ours
     if not url or path.is_dir():
         return path
-    if len(folders) > 1 and not path.exists():
-        print(f"{name} is not in {ELSEWHERE}: downloading it to data/downloads", file=sys.stderr)
-    fetched = download(url, path.with_name(url.rpartition("/")[2]), md5=md5)  # a file that is there is only checked
-    return path if fetched == path else extract(fetched, path)
+    if theirs := outside(name, url):
+        packed = theirs[0]
+        verify(packed, REPLACE, md5=md5)
+    else:
+        packed = ours.with_name(archive)
+        if elsewhere() and not packed.exists():
+            said = f"{name} is not in {ELSEWHERE}: downloading it to data/downloads (looked in {elsewhere()})"
+            print(said, file=sys.stderr)
+        download(url, packed, md5=md5)  # a file that is there is only checked
+    return packed if archive == name else extract(packed, ours)
+
+
+def share_of_tiny(train: Files) -> str:
+    """How many training images a class there are, of the 500 that are published."""
+    counts = Counter(path.parts[-3] for path, _ in train).values() or [0]
+    low, high, share = min(counts), max(counts), sum(counts) / (500 * len(counts))
+    part = {1: "the whole", 0.5: "half of the"}.get(share, f"{share:.0%} of the")
+    return f"{low if low == high else f'{low} to {high}'} training images a class of Tiny-ImageNet: {part} training set"
 
 
 def tiny(folder: Path) -> tuple[Files, Files, tuple[str, ...]]:

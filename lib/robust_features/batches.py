@@ -3,18 +3,17 @@
 from collections.abc import Iterator
 
 import torch
-from pydantic import NonNegativeInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features.settings import settings
+from robust_features.settings import Whole, settings
 
 
 @settings
 class Augmentation:
     """Random crops after padding with black, and horizontal flips of half of the images."""
 
-    padding: NonNegativeInt = 4
+    padding: Whole = 4
     flip: bool = True
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:

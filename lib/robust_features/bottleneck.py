@@ -1,18 +1,18 @@
 """The Information Bottleneck of Kim et al. 2021, Sec. 2: how much noise each channel bears, and what follows for each."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.adam import Adam
 from robust_features.hardware import Hardware
-from robust_features.models import Network, frozen
-from robust_features.settings import settings
+from robust_features.models import Network, check_channels, frozen
+from robust_features.settings import Count, NonNegative, Positive, settings
 
 CHUNK = 500  # images distilled at once; the result does not depend on it
 
@@ -27,11 +27,11 @@ class Bottleneck:
     writes; `batch` over all of each batch of `batch_size` images, as the authors' code does.
     """
 
-    beta: NonNegativeFloat = 0.3
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
+    beta: NonNegative = 0.3
+    steps: Count = 200
+    learning_rate: Positive = 0.1
     threshold: Literal["image", "batch"] = "image"
-    batch_size: PositiveInt = 100
+    batch_size: Count = 100
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Distillation:
         return robust, features - robust
 
 
+@inputs.gradients()
 def distil(
     network: Network,
     features: Tensor,
@@ -66,7 +67,8 @@ def distil(
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
     One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
-    image's σ depends on who shares its batch. Raises ValueError for features of one position: they have no variance.
+    image's σ depends on who shares its batch. Raises ValueError for features of one position, which have no variance, for
+    features that are no (N, C, h, w), and for what `inputs` refuses.
 
     >>> from robust_features.hardware import HardwareSettings, choose
     >>> from robust_features.models import VGG16, build
@@ -80,15 +82,21 @@ def distil(
     >>> torch.equal(robust + nonrobust, z)
     True
     """
-    if features[0, 0].numel() < 2:
+    check_channels(features)
+    labels = inputs.classes(labels, features)
+    if math.prod(features.shape[2:]) < 2:
         raise ValueError(
             f"features of shape {tuple(features.shape)} have one position a channel, hence no σ_z; use larger images"
         )
+    if not len(features):
+        none = features.new_zeros(features.shape[:2])
+        return Distillation(none, none, none[:, 0])
     keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
-    with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32
+    with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32, or float64 as Z is
         for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
-            parts.append(_distil(network, z.to(device), y.to(device), settings, k.to(device), at))
-    sigma, variance = (torch.cat(column).to(features.device) for column in zip(*parts, strict=True))
+            z = inputs.numbers(network, z.to(device), "features")
+            parts.append(_distil(network, z, y.to(device), settings, k.to(device), at))
+    sigma, variance = (torch.cat(column).to(features) for column in zip(*parts, strict=True))
     tolerance = variance.amax(1)
     if settings.threshold == "batch":
         tolerance = torch.cat([batch.amax().expand(len(batch)) for batch in tolerance.split(settings.batch_size)])
@@ -109,16 +117,18 @@ def _distil(
     network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, keys: Tensor, at: str | None
 ) -> tuple[Tensor, Tensor]:
     """(σ, σ_z²), each (n, C)."""
-    count, channels = z.shape[:2]
-    variance = z.flatten(2).var(2)
+    channels, variance = z.shape[1], z.flatten(2).var(2)
     z = z.contiguous(memory_format=torch.channels_last)
     beta = settings.beta * channels / (network.full_channels or channels)
-    rho = torch.zeros(count, channels, device=z.device, requires_grad=True)  # the λ of σ = softplus(λ), ln 2 at first
+    rho = torch.zeros_like(variance, requires_grad=True)  # the λ of σ = softplus(λ), ln 2 at first
     adam = Adam(rho, settings.learning_rate)
     for step in range(settings.steps):
         sigma = F.softplus(rho)
         noisy = z + (sigma * noise.normal(keys, (channels,), draw=step))[:, :, None, None]
-        task = F.cross_entropy(network.head(noisy, at), labels, reduction="none")
+        logits = network.head(noisy, at)
+        if step == 0:
+            inputs.logits(logits, labels)
+        task = F.cross_entropy(logits, labels, reduction="none")
         (gradient,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
         adam.step(gradient)
     return F.softplus(rho.detach()), variance
@@ -132,5 +142,5 @@ def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:
 
 def votes(network: Network, given: Tensor) -> Tensor:
     """(N, C): by how much the last layer's weight of each channel for the given class exceeds its mean over classes."""
-    weights = network.stages["logits"].weight.detach().float().cpu()
+    weights = [*network.stages.values()][-1].weight.detach().float().cpu()
     return (weights - weights.mean(0))[given]

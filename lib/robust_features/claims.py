@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from robust_features.paths import CLAIMS, REPORTS
-from robust_features.settings import UserError, settings
+from robust_features.settings import Number, UserError, settings
 
 OURS = "ours, on "
 Words = Literal["holds", "partly", "does not hold", "undecided", "not run at this scale"]
@@ -24,7 +24,7 @@ class Rule:
     compare: str = ""
     more: str = ""
     less: str = ""
-    above: float | None = None
+    above: Number | None = None
     where: dict[str, list[str]] = field(default_factory=dict)
     unless: dict[str, list[str]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Datasets that a network makes of a dataset: robustified images, and images labelled with the class they were moved to.
 
-A new one: its class with `plan`, `outputs`, `goal`, `distance`, `move`, `reached`, and its place in `Construction`.
+A new one: its class with `plan`, `outputs`, `goal`, `check`, `distance`, `move`, `reached`, and its place in `Construction`.
 """
 
 import shutil
@@ -12,20 +12,20 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features import datasets, lbfgs, noise, store, training
+from robust_features import datasets, inputs, lbfgs, noise, store, training
 from robust_features.attacks import Ball, ascend, l2
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
 from robust_features.evaluation import BATCH
 from robust_features.files import atomic
-from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import Network, folded
+from robust_features.hardware import Hardware, Precision, side_by_side
+from robust_features.models import COMPARED, Network, folded
 from robust_features.paths import DATA
-from robust_features.settings import describe, nearest, settings
+from robust_features.settings import Count, Positive, describe, nearest, settings
 
 Outputs = Callable[[Tensor], Tensor]  # of images
 Distance = Callable[..., Tensor]  # (n,) of outputs, and of the rows of the batch that they are of
@@ -54,8 +54,8 @@ class Robustified:
     """
 
     kind: Literal["robustified"] = "robustified"
-    steps: PositiveInt = 400
-    step_size: PositiveFloat | Literal["lbfgs"] = 0.05
+    steps: Count = 400
+    step_size: Positive | Literal["lbfgs"] = 0.05
 
     def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
         """Images in [0, 1] whose outputs are near the goal."""
@@ -73,7 +73,11 @@ class Robustified:
 
     def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
         """What the outputs of these rows are to become: of uint8 images and labels on the device."""
-        return self.outputs(network, as_float(images[rows]))
+        return self.outputs(network, inputs.numbers(network, as_float(images[rows]), "images"))
+
+    def check(self, outputs: Tensor, goal: Tensor) -> None:
+        """Raises ValueError for representations that are not finite."""
+        inputs.finite(outputs)
 
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return (outputs - goal).norm(dim=1)
@@ -92,9 +96,9 @@ class Relabelled:
 
     kind: Literal["relabelled"] = "relabelled"
     targets: Literal["random", "next", "every"]
-    epsilon: PositiveFloat = 0.5
-    step_size: PositiveFloat = 0.1
-    steps: PositiveInt = 100
+    epsilon: Positive = 0.5
+    step_size: Positive = 0.1
+    steps: Count = 100
 
     def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
         """Images in [0, 1], within epsilon of `start`, whose outputs are near the goal: PGD."""
@@ -116,6 +120,10 @@ class Relabelled:
     def goal(self, network: Network, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
         return labels[rows]
 
+    def check(self, outputs: Tensor, goal: Tensor) -> None:
+        """Raises ValueError for logits that are not finite, or fewer than there are targets."""
+        inputs.logits(outputs, goal)
+
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return F.cross_entropy(outputs, goal, reduction="none")
 
@@ -132,8 +140,8 @@ class Recipe:
 
     member: str
     make: Construction
-    splits: Annotated[tuple[Literal["train", "test"], ...], Field(min_length=1)] = ("train",)
-    batch_size: PositiveInt = BATCH
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("train", "validation")
+    batch_size: Count = BATCH
 
 
 @settings
@@ -189,11 +197,12 @@ def make(
             split: construct(recipe.make, network, part, resume=places[-1] / split, **options)
             for split, part in images.items()
         }
-        save(name, entry, recipe, member, made, seed=seed)
+        save(name, entry, recipe, member, made, seed=seed, precision=hardware.precision_of(network))
     for place in places:
         shutil.rmtree(place, ignore_errors=True)
 
 
+@inputs.gradients()
 def construct(
     how: Construction,
     network: Network,
@@ -205,36 +214,53 @@ def construct(
     resume: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Constructed:
-    """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there."""
-    network, (began, labels) = hardware.place(folded(network)), how.plan(images, seed)
+    """Images and labels as `how` says, the same whatever the batch size. With `resume`, finished batches are kept there.
+
+    Raises ValueError for what `inputs` refuses, such as a network that gives NaN.
+    """
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    began, labels = how.plan(images, seed)
+    precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:
         place, rows = resume / str(first) if resume else None, slice(first, first + batch_size)
-        if place and place.exists():
-            return store.load(place).tensors
-        start = as_float(pool[began[rows].to(hardware.device)])
-        with hardware.autocast(), torch.no_grad():
+        if place and (kept := store.kept(place)):
+            return kept
+        start = inputs.numbers(network, as_float(pool[began[rows].to(hardware.device)]), "images")
+        with torch.no_grad():
             goal = how.goal(network, pool, wanted, rows)
-            before = how.distance(how.outputs(network, start), goal)
-            found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
+            outputs = how.outputs(network, start)
+            how.check(outputs, goal)
+            before = how.distance(outputs, goal)
+            with hardware.autocast(precision):
+                found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
+            inputs.finite(found, "the network's gradients give")
             stored = (255 * found).round().byte()  # what a dataset keeps
-            outputs = how.outputs(network, as_float(stored))
+            outputs = how.outputs(network, as_float(stored).to(start))
             after, reached = how.distance(outputs, goal), how.reached(outputs, goal, before)
+            inputs.finite(torch.stack([before, after], 1))
         moved = l2(as_float(stored) - start)
         part = dict(images=stored, l2=moved, before=before, after=after, reached=reached)
         if place:
             store.save(place, part, {})
         return part
 
-    parts = side_by_side(one_batch, range(0, len(labels), batch_size), hardware.device, report=report)
+    parts = side_by_side(one_batch, range(0, max(1, len(labels)), batch_size), hardware.device, report=report)
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
     return Constructed(made, began, **columns)
 
 
 def save(
-    id: str, entry: Constructions, recipe: Recipe, member: str, made: dict[str, Constructed], *, seed: int
+    id: str,
+    entry: Constructions,
+    recipe: Recipe,
+    member: str,
+    made: dict[str, Constructed],
+    *,
+    seed: int,
+    precision: Precision,
 ) -> None:
     """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
 
@@ -242,7 +268,7 @@ def save(
     """
     source = store.load(store.folder("models", f"{entry.family}/{member}")).card["sha256"]
     card = {"dataset": entry.dataset, "network": f"{entry.family}/{member}", "recipe": describe(recipe)}
-    card |= {"seed": seed, "source_sha256": source}
+    card |= {"seed": seed, "precision": precision, "source_sha256": source}
     with atomic(DATA / "constructed" / id) as partial:
         for split in ("train", "validation", "test") if "train" in made else made:
             base = store.load(datasets.folder(entry.dataset) / split)
@@ -250,6 +276,8 @@ def save(
             if split not in made:
                 store.save(partial / split, base.tensors, card | own)
                 continue
+            if split == "validation":  # what training with `keep: best-true` watches
+                store.save(partial / "validation-true", base.tensors, card | own)
             part = made[split]
             means = {name: getattr(part, name).mean().item() for name in ("l2", "before", "after")}
             own |= {"size": len(part.images), "reached": part.reached.float().mean().item(), "mean": means}

@@ -4,33 +4,36 @@ A new kind is one class with a `parts` method, and its name in `DatasetSettings`
 """
 
 import hashlib
+import inspect
+import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from robust_features import archives, store
+from robust_features import archives, folders, store
 from robust_features.downloads import reading, verify
 from robust_features.paths import DATA, ROOT
-from robust_features.settings import UserError, settings
+from robust_features.settings import Count, UserError, settings
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images: uint8 (N, 3, H, W), and int64 (N,) that index `classes`."""
+    """Labelled images: uint8 (N, 3, H, W), and int64 (N,) that index `classes`; `notes` say what a reader should know."""
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         x, y, last = self.images, self.labels, len(self.classes) - 1
@@ -51,14 +54,50 @@ class ImageSet:
 
 @settings
 class Source:
-    """What every kind is asked for. A kind adds `parts`, all its training and test images, and their terms of use."""
+    """What every kind is asked for. A kind adds `parts`, all its training and test images, their `size` and terms of use.
 
-    validation: PositiveInt  # images held out of the training images
-    train: PositiveInt | None = None  # so many of the others; None: all
-    test: PositiveInt | None = None
+    `outside` lists what it reads that others may change: not what is downloaded or has a published checksum.
+    """
+
+    validation: Count  # images held out of the training images
+    train: Count | None = None  # so many of the others; None: all
+    test: Count | None = None
+
+    @property
+    def available(self) -> tuple[int, int] | None:
+        """How many training and test images there are; None where only reading them tells."""
+        return None
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes there are, where they may be few; None elsewhere."""
+        return None
+
+    @property
+    def taught(self) -> int | None:
+        """How many images are trained on; None where only reading them tells."""
+        return self.train or (self.available and self.available[0] - self.validation)
+
+    def problem(self) -> str:
+        """What keeps it from being read as asked; empty if nothing."""
+        if not self.available:
+            return ""
+        train, test = self.available
+        if (self.test or 0) > test:
+            return f"test: {self.test} images asked for, there are {test}"
+        if (self.train or 1) + self.validation > train:
+            asked = f"{self.train} for train" if self.train else "at least one for train"
+            return f"validation: {self.validation} images asked for and {asked}, there are {train}"
+        return ""
+
+    def outside(self) -> list[Path]:
+        return []
 
 
 Parts = tuple[ImageSet, ImageSet]
+FIRST = "the first 10,000 images of SVHN's test file: 7,000 for training and validation, 3,000 for testing"
+STAND_IN = "nine groups out of Tiny-ImageNet's 200 classes: a stand-in, not the published ImageNet-9"
+ORDER = "classes in the order of their names as text (capitals first, 10 before 2), numbered from 0"
 
 
 @settings
@@ -66,8 +105,12 @@ class Digits(Source):
     """8 x 8 digits in scikit-learn, enlarged bilinearly; `test` are held out (Alpaydin and Kaynak 1998; CC BY 4.0)."""
 
     kind: Literal["digits"] = "digits"
-    test: PositiveInt = 500
-    size: PositiveInt = 32
+    test: Count = 500
+    size: Count = 32
+
+    @property
+    def available(self) -> tuple[int, int]:
+        return 1_797 - self.test, 1_797
 
     def parts(self, seed: int) -> Parts:
         from sklearn.datasets import load_digits
@@ -83,14 +126,18 @@ class Cifar(Source):
     """32 x 32 photographs of 10 or 100 classes (Krizhevsky 2009, which users are asked to cite)."""
 
     kind: Literal["cifar10", "cifar100"]
+    size: ClassVar = 32
+    available: ClassVar = 50_000, 10_000
 
     def parts(self, seed: int) -> Parts:
         from torchvision.datasets import CIFAR10, CIFAR100
 
         known = CIFAR10 if self.kind == "cifar10" else CIFAR100
         folder = archives.locate(known.base_folder, known.url, known.tgz_md5)
+        ours = folder.is_relative_to(DATA)
+        remedy = f"delete {folder} to have it downloaded again" if ours else archives.REPLACE
         for name, md5 in (*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])):
-            verify(folder / name, f"delete {folder} to have it downloaded again", md5=md5)
+            verify(folder / name, remedy, md5=md5)
         both = known(folder.parent, train=True), known(folder.parent, train=False)
         return tuple(_labelled(folder, part.data.transpose(0, 3, 1, 2), part.targets, part.classes) for part in both)
 
@@ -100,6 +147,14 @@ class Svhn(Source):
     """32 x 32 house numbers, or 7,000 and 3,000 of its test images (Netzer et al. 2011; non-commercial use only)."""
 
     kind: Literal["svhn", "svhn-first-10000"]
+    size: ClassVar = 32
+
+    @property
+    def available(self) -> tuple[int, int]:
+        return (73_257, 26_032) if self.kind == "svhn" else (7_000, 3_000)
+
+    def outside(self) -> list[Path]:
+        return [archives.locate("svhn-first-10000.npz")] if self.kind == "svhn-first-10000" else []
 
     def parts(self, seed: int) -> Parts:
         if self.kind == "svhn":
@@ -110,6 +165,9 @@ class Svhn(Source):
             first = _labelled(path, images, labels, "0123456789")
         else:
             first = self.archive("test")
+        if len(first) < 10_000:
+            raise UserError(f"{first.name}: more images are needed, SVHN's first 10,000; it holds {len(first):,}")
+        first = replace(first, notes=(FIRST,))
         return first.take(slice(7_000)), first.take(slice(7_000, 10_000))
 
     def archive(self, split: str) -> ImageSet:
@@ -125,10 +183,16 @@ class TinyImageNet(Source):
     """64 x 64, 200 classes of ImageNet, tested on its validation set (Le and Yang 2015; non-commercial use only)."""
 
     kind: Literal["tiny-imagenet"] = "tiny-imagenet"
+    size: ClassVar = 64
+    available: ClassVar = 100_000, 10_000
+
+    def outside(self) -> list[Path]:
+        return archives.outside("tiny-imagenet-200")
 
     def parts(self, seed: int) -> Parts:
         folder = archives.locate("tiny-imagenet-200", *archives.TINY)
-        return _decoded(folder, *archives.tiny(folder), size=64)
+        train, test, classes = archives.tiny(folder)
+        return _decoded(folder, train, test, classes, size=64, notes=[archives.share_of_tiny(train)])
 
 
 @settings
@@ -136,31 +200,60 @@ class ImageNet9(Source):
     """64 x 64, nine unbalanced groups of ImageNet's animals (Chrabaszcz et al. 2017; non-commercial use only)."""
 
     kind: Literal["imagenet9"] = "imagenet9"
+    size: ClassVar = 64
     source: Literal["downsampled", "tiny-imagenet"]  # the second stands in where the first is not at hand
+
+    def outside(self) -> list[Path]:
+        given = self.source == "downsampled"
+        return [archives.locate("Imagenet64")] if given else archives.outside("tiny-imagenet-200")
 
     def parts(self, seed: int) -> Parts:
         if self.source == "downsampled":
             folder = archives.locate("Imagenet64")
             return tuple(_labelled(folder, *arrays, archives.NINE) for arrays in archives.downsampled_nine(folder))
         folder = archives.locate("tiny-imagenet-200", *archives.TINY)
-        return _decoded(folder, *archives.nine_of_tiny(folder), size=64)
+        train, test, classes = archives.nine_of_tiny(folder)
+        return _decoded(folder, train, test, classes, size=64, notes=[archives.share_of_tiny(train), STAND_IN])
 
 
 @settings
 class ImageFolder(Source):
-    """Your own images: `path`/train/CLASS/* and `path`/test/CLASS/*, resized and centre-cropped to `size`."""
+    """Your own images: `path`/train/CLASS/* and `path`/test/CLASS/*, resized and centre-cropped to `size`.
+
+    Classes are in the order of their names. Transparent images are put on white, of 16 bits a channel the upper eight are
+    kept, of several frames the first. What is left out is said and noted in the card: other formats, deeper folders.
+    """
 
     kind: Literal["image-folder"] = "image-folder"
     path: str  # absolute, or from the project's folder
-    size: PositiveInt
+    size: Count
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / Path(self.path).expanduser()
+
+    @property
+    def available(self) -> tuple[int, int]:  # at most: what is no image is counted too
+        return tuple(sum(1 for _ in self.folder.glob(f"{split}/*/*")) for split in ("train", "test"))
+
+    @property
+    def class_count(self) -> int:
+        return sum(path.is_dir() for path in self.folder.glob("train/[!.@]*"))
+
+    def problem(self) -> str:
+        """What keeps it from being read as asked; empty if nothing."""
+        absent = [split for split in ("train", "test") if not (self.folder / split).is_dir()]
+        wanted = "; it needs train/<class>/* and test/<class>/*"
+        return f"path: no folder {self.folder / absent[0]}{wanted}" if absent else Source.problem(self)
+
+    def outside(self) -> list[Path]:
+        return [self.folder]
 
     def parts(self, seed: int) -> Parts:
-        folder = ROOT / Path(self.path).expanduser()
-        both = [sorted(folder.glob(f"{split}/*/*")) for split in ("train", "test")]
-        both = [[path for path in paths if path.suffix.lower() in Image.registered_extensions()] for paths in both]
-        classes = sorted({path.parent.name for paths in both for path in paths})
-        train, test = ([(path, classes.index(path.parent.name)) for path in paths] for paths in both)
-        return _decoded(folder, train, test, classes, size=self.size)
+        found = folders.list_images(self.folder)
+        label = {name: i for i, name in enumerate(found.classes)}
+        train, test = ([(path, label[name]) for path, name in files] for files in found.files.values())
+        return _decoded(self.folder, train, test, found.classes, size=self.size, left_out=found.left_out, notes=[ORDER])
 
 
 DatasetSettings = Annotated[Digits | Cifar | Svhn | TinyImageNet | ImageNet9 | ImageFolder, Field(discriminator="kind")]
@@ -174,6 +267,14 @@ def read(settings: Source, *, seed: int) -> dict[str, ImageSet]:
     test, _ = draw(test, settings.test, seed)
     splits = ("train", train), ("validation", validation), ("test", test)
     return {split: replace(images, name=f"{settings.kind}/{split}") for split, images in splits}
+
+
+def fingerprint(settings: Source) -> dict[str, Any]:
+    """Number, bytes and a hash of the names, sizes and times of the files that `settings.outside` lists; {} if none is there.
+
+    A stage that reads the dataset depends on it, so that a change is noticed.
+    """
+    return folders.fingerprint(settings.outside())
 
 
 def draw(pool: ImageSet, n: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -193,10 +294,12 @@ def draw(pool: ImageSet, n: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
 
 def save(id: str, splits: dict[str, ImageSet], settings: Any, **more: Any) -> None:
     """Write each split as a record of its own, data/datasets/<id>/<split>/; `more`, such as a seed, joins its card."""
-    card = {"settings": asdict(settings), "about": settings.__doc__, **more}
+    card = {"settings": asdict(settings), "about": inspect.cleandoc(settings.__doc__), **more}
     for split, part in splits.items():
         counts = torch.bincount(part.labels, minlength=len(part.classes)).tolist()
         card |= {"size": len(part), "classes": part.classes, "counts": counts}
+        if part.notes:
+            card["notes"] = part.notes
         card["images_sha256"] = hashlib.sha256(part.images.contiguous().numpy()).hexdigest()
         store.save(DATA / "datasets" / id / split, {"images": part.images, "labels": part.labels}, card)
 
@@ -219,19 +322,35 @@ def _labelled(name: object, images: Any, labels: Any, classes: Iterable[str]) ->
     return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64), tuple(classes), str(name))
 
 
-def _decoded(folder: Path, train: archives.Files, test: archives.Files, classes: Sequence[str], *, size: int) -> Parts:
-    """Decode image files, turn them upright, and resize and crop them to `size`, in RGB."""
-    parts = []
+def _decoded(
+    folder: Path,
+    train: archives.Files,
+    test: archives.Files,
+    classes: Sequence[str],
+    *,
+    size: int,
+    notes: list[str],
+    left_out: str = "",
+) -> Parts:
+    """Decode image files as `folders.rgb` does; what was left out, and what it converted, join the notes."""
+    problems = []
     for split, files in (("training", train), ("test", test)):
-        labels = [label for _, label in files]
-        missing = ", ".join(classes[label] for label in sorted(set(range(len(classes))).difference(labels)))
+        missing = sorted(set(range(len(classes))).difference(label for _, label in files))
         if missing or not files:
-            raise UserError(f"{folder}: no {split} images of {missing or 'any class'}; every class needs them")
+            named = ", ".join(classes[label] for label in missing) or "any class"
+            problems.append(f"{folder}: no {split} images of {named}; every class needs them")
+    if problems:
+        raise UserError("\n".join([*problems, left_out]).strip())
+    if left_out:
+        notes = [*notes, left_out]
+        print(f"{folder}: {left_out}", file=sys.stderr)
+    parts, done = [], Counter()
+    for files in (train, test):
         images = np.empty((len(files), 3, size, size), np.uint8)
         for image, (path, _) in zip(images, tqdm(files, desc=folder.name, disable=None), strict=True):
-            with reading(path), Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file).convert("RGB")
-                fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-            image[:] = np.asarray(fitted).transpose(2, 0, 1)
-        parts.append(_labelled(folder, images, labels, classes))
-    return tuple(parts)
+            image[:], converted = folders.rgb(path, size)
+            done.update(converted)
+        parts.append(_labelled(folder, images, [label for _, label in files], classes))
+    if done:
+        notes = [*notes, f"as read: {folders.counted(done)}"]
+    return tuple(replace(part, notes=tuple(notes)) for part in parts)

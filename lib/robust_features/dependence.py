@@ -3,15 +3,14 @@
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
 from robust_features.hardware import side_by_side
-from robust_features.settings import settings
+from robust_features.settings import Positive, settings
 
 CHANNELS = 32  # whose kernels are made at once: they fit into a CPU's cache
-Bandwidth = PositiveFloat | Literal["median"]
+Bandwidth = Positive | Literal["median"]
 
 
 def gaussian_kernel(x: Tensor, bandwidth: Bandwidth = 5.0) -> Tensor:
@@ -69,7 +68,7 @@ class HSIC:
 
     estimator: Literal["normalised", "biased", "unbiased"] = "normalised"
     bandwidth: Bandwidth = 5.0
-    epsilon: PositiveFloat = 1e-5  # of the normalised estimator
+    epsilon: Positive = 1e-5  # of the normalised estimator
     labels: Literal["linear", "gaussian"] = "linear"  # kernel of the one-hot labels
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from robust_features import store
+from robust_features import inputs, store
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.evaluation import decide, features
 from robust_features.hardware import Hardware
-from robust_features.models import Network
+from robust_features.models import Network, frozen
 from robust_features.settings import describe
 from robust_features.statistics import Interval, wilson
 
@@ -34,11 +34,15 @@ def distil_examples(
     Of the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
     index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). Of
     each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2).
+    Raises ValueError if there are no `clean` images, and for what `inputs` refuses.
     Names: given/<label>, sigma|variance|robust/<distilled>/<label>, prediction/<example>[/<distilled>-<label>]/<Int|R|NR>.
     """
+    if "clean" not in examples:
+        raise ValueError(f"examples: no 'clean'; there are {', '.join(examples) or 'none'}")
     z = {name: features(network, images, hardware=hardware) for name, images in examples.items()}
     result = {f"prediction/{name}/Int": decide(network, z[name], hardware=hardware) for name in z}
-    classes = network.head(z["clean"][:1].to(hardware.device)).shape[1]
+    with frozen(network), torch.no_grad():
+        classes = network.head(inputs.numbers(network, z["clean"][:1].to(hardware.device))).shape[1]
     given = {"true": labels, "predicted": result["prediction/clean/Int"]}
     random = torch.randint(classes, labels.shape, generator=Generator().manual_seed(seed))
     started, finished, total = time.perf_counter(), 0, 3 + 2 * (len(z) - 1)

@@ -1,8 +1,9 @@
 """Running a network, and an attack on it, over a whole set of images; memory is bounded by the batch."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +11,13 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from robust_features import datasets, noise, store
-from robust_features.attacks import Attack, l2, linf
+from robust_features import datasets, inputs, noise, store
+from robust_features.attacks import NIFGSM, PGD, Attack, l2, linf
 from robust_features.batches import as_float
 from robust_features.datasets import ImageSet
-from robust_features.hardware import Hardware, side_by_side
-from robust_features.models import Network, folded, frozen
-from robust_features.settings import describe
+from robust_features.hardware import Hardware, Precision, side_by_side
+from robust_features.models import COMPARED, Network, folded, frozen
+from robust_features.settings import UserError, describe, nearest
 from robust_features.statistics import Interval, wilson
 
 BATCH = 250
@@ -33,6 +34,7 @@ class Attacked:
     images: Tensor | None = None
 
 
+@inputs.gradients()
 def attack_all(
     attack: Attack,
     network: Network,
@@ -47,24 +49,38 @@ def attack_all(
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
     Memory is bounded by the batch (on a CPU: by one a thread), and by the first `keep` adversarial images, which are kept.
+    Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what `inputs` refuses, such as
+    a network that gives NaN; of an empty set the result is empty.
     """
-    network = hardware.place(folded(network))
+    network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
+    precision = crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)
         clean, labels = as_float(images.images[part].to(hardware.device)), images.labels[part].to(hardware.device)
-        with hardware.autocast():
+        with hardware.autocast(precision):
             adversarial = attack(network, clean, labels, generator=keys[part])
-            with torch.no_grad():
-                predictions = network(adversarial).argmax(1)
+        with torch.no_grad():
+            predictions = inputs.finite(network(inputs.numbers(network, adversarial, "images"))).argmax(1)
         delta, room = adversarial - clean, max(0, keep - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    starts = range(0, len(images), batch_size)
+    starts = range(0, max(1, len(images)), batch_size)  # of an empty set, an empty batch
     columns = zip(*side_by_side(one_batch, starts, hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if keep else None)
+
+
+def crafted_in(attack: Attack, network: Network, hardware: Hardware) -> Precision:
+    """What an attack runs the network in: fp32 if it decides by the outputs which image it returns.
+
+    An image that rests because bfloat16 takes it for fooled may not be fooled: the attack would look weaker than it is.
+    """
+    match attack:
+        case PGD(keep="last", restarts=1) | NIFGSM():
+            return hardware.precision_of(network)
+    return "fp32"
 
 
 def attack_each(
@@ -87,8 +103,8 @@ def attack_each(
     found = {"clean": Attacked(clean, zero, zero)}
     for name, attack in attacks.items():
         started, place = time.perf_counter(), resume / name if resume else None
-        if place and place.exists():
-            found[name] = Attacked(**store.load(place).tensors)
+        if place and (before := store.kept(place)):
+            found[name] = Attacked(**before)
         else:
             keep = len(images) if name in whole else GALLERY
             options = dict(
@@ -98,7 +114,8 @@ def attack_each(
             if place:
                 store.save(place, {k: t for k, t in vars(found[name]).items() if t is not None}, {})
         right = (found[name].predictions == images.labels).float().mean()
-        report(f"{name}: {right:.1%} of {len(images)} still right  ({time.perf_counter() - started:.1f} s)")
+        seconds, precision = time.perf_counter() - started, crafted_in(attack, network, hardware)
+        report(f"{name}: {right:.1%} of {len(images)} still right  ({seconds:.1f} s in {precision})")
     return found
 
 
@@ -108,25 +125,36 @@ def resume_folder(attacks: dict[str, Attack], network: Network, images: ImageSet
     return store.interrupted("attacks", settings, [images.images, images.labels, *network.state_dict().values()])
 
 
-def save(folder: Path, attacked: dict[str, Attacked], attacks: dict[str, Attack]) -> None:
-    """Write the tensors of every attack, by name, and its settings to a folder, such as data/evaluations/<id>/."""
+def save(
+    folder: Path,
+    attacked: dict[str, Attacked],
+    attacks: dict[str, Attack],
+    *,
+    precision: Mapping[str, Precision] | None = None,
+) -> None:
+    """Write the tensors of every attack, by name, and its settings to a folder, such as data/evaluations/<id>/.
+
+    The card also says what each was crafted in, if told.
+    """
     tensors = {
         f"{name}/{field}": tensor
         for name, result in attacked.items()
         for field, tensor in vars(result).items()
         if tensor is not None
     }
-    store.save(folder, tensors, {"attacks": {name: describe(a) for name, a in attacks.items()}})
+    card = {"attacks": {name: describe(a) for name, a in attacks.items()}, "precision": dict(precision or {})}
+    store.save(folder, tensors, card)
 
 
 def load(model_id: str) -> dict[str, Attacked]:
     """The attacks on a model, or on a family's member, by name."""
-    tensors = store.load(store.folder("evaluations", model_id)).tensors
+    tensors = store.load(folder := store.folder("evaluations", model_id)).tensors
     names = sorted({key.split("/")[0] for key in tensors})
-    return {
-        name: Attacked(**{key.split("/")[1]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")})
-        for name in names
-    }
+    with store.of_this_version(folder):
+        return {
+            name: Attacked(**{key.split("/")[1]: part for key, part in tensors.items() if key.startswith(f"{name}/")})
+            for name in names
+        }
 
 
 def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
@@ -143,6 +171,8 @@ def measures(models: dict[str, dict[str, str]], names: Collection[str]) -> pd.Da
         found = load(model)
         labels = datasets.load(dimensions["dataset"], "test").labels
         for name in names:
+            if name not in found:
+                raise UserError(f"{model}: no attack '{name}'{nearest(name, found)}; there are {', '.join(found)}")
             measured = row(found[name], found["clean"], labels)
             l2, linf = measured.pop("l2"), 255 * measured.pop("linf")
             for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
@@ -180,26 +210,32 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:
 
 
 def predict(network: Network, images: Tensor, *, hardware: Hardware, batch_size: int = BATCH) -> Tensor:
-    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]."""
-    return _outputs(network, network, images, hardware, batch_size)
+    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError for what `inputs` refuses."""
+    return _outputs(network, inputs.pixels, network, images, hardware, batch_size)
 
 
 def features(
     network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N, C, h, w) float32 on the CPU: f_l of every image, by default at the network's split."""
-    return _outputs(lambda batch: network.features(batch, at), network, images, hardware, batch_size)
+    return _outputs(partial(network.features, at=at), inputs.pixels, network, images, hardware, batch_size)
 
 
 def decide(
     network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """(N,) class that f_l+ predicts from features, on the CPU."""
-    return _outputs(lambda batch: network.head(batch, at), network, features, hardware, batch_size).argmax(1)
+    return _outputs(partial(network.head, at=at), inputs.numbers, network, features, hardware, batch_size).argmax(1)
 
 
 def _outputs(
-    function: Callable[[Tensor], Tensor], network: Network, inputs: Tensor, hardware: Hardware, batch_size: int
+    function: Callable[[Tensor], Tensor],
+    checked: Callable[[Network, Tensor], Tensor],
+    network: Network,
+    given: Tensor,
+    hardware: Hardware,
+    batch_size: int,
 ) -> Tensor:
-    with frozen(network), torch.no_grad(), hardware.autocast():
-        return torch.cat([function(batch.to(hardware.device)).float().cpu() for batch in inputs.split(batch_size)])
+    with frozen(network), torch.no_grad():
+        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size))
+        return inputs.finite(torch.cat([function(batch).float().cpu() for batch in batches]))

@@ -14,25 +14,33 @@ from typing import Annotated
 
 import pandas as pd
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import AfterValidator, Field
 
 from robust_features import datasets, evaluation, hardware, store, training
 from robust_features.attacks import Attack
 from robust_features.hardware import HardwareSettings
 from robust_features.paths import DATA
-from robust_features.settings import describe, settings
+from robust_features.settings import Seed, describe, settings
 from robust_features.statistics import over_seeds
 from robust_features.training import Training
+
+KINDS = ("models", "evaluations")  # of a member's records
+
+
+def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"every seed once, found {list(seeds)}")
+    return seeds
 
 
 @settings
 class Family:
     """Members by name, the seeds each is trained with, the attacks on it, and the attacks whose images are all kept."""
 
-    members: dict[str, Training]
+    members: Annotated[dict[str, Training], Field(min_length=1)]
     attacks: dict[str, Attack] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_once_each)] = (0,)
 
     def runs(self, member: str) -> dict[str, Training]:
         """What a member's records are called, and what they are of: one of the first seed, `<member>-seed<n>` of others."""
@@ -59,7 +67,7 @@ def make(
     members that are not finished, and those with the epoch and the attack they were in.
     """
     place = _interrupted(family, seed)
-    todo = [run for run in family.trainings if not (place / "evaluations" / run).exists()]
+    todo = [run for run in family.trainings if not all(store.kept(place / kind / run) for kind in KINDS)]
     if finished := len(family.trainings) - len(todo):
         report(f"{finished} of {len(family.trainings)} were finished before")
     cores = os.cpu_count() or 1
@@ -68,6 +76,9 @@ def make(
     for line in map(one, todo) if workers < 2 else _side_by_side(one, todo, workers):
         report(line)
     target = DATA / "families" / name
+    for kind in KINDS:  # without what a killed process left half-written
+        for partial_record in (place / kind).glob(".*.partial"):
+            shutil.rmtree(partial_record)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     place.rename(target)
@@ -99,18 +110,18 @@ def _one(
         report(f"{name}: {line}")
 
     chosen, model = hardware.choose(machine), family.trainings[name]
-    splits = {split: datasets.load(model.dataset, split) for split in ("train", "validation", "test")}
-    learnt = {split: splits[split] for split in ("train", "validation")}
+    learnt, test = training.splits(model), datasets.load(model.dataset, "test")
     resume = training.resume_file(model, learnt)
     trained = training.train(learnt, model, hardware=chosen, resume=resume, report=say)
-    training.save(place / "models" / name, trained, model, classes=splits["train"].classes)
-    half = evaluation.resume_folder(family.attacks, trained.network, splits["test"], seed=seed)
+    training.save(place / "models" / name, trained, model, classes=test.classes)
+    half = evaluation.resume_folder(family.attacks, trained.network, test, seed=seed)
     options = dict(hardware=chosen, seed=seed, whole=family.keep, resume=half, report=say)
-    attacked = evaluation.attack_each(family.attacks, trained.network, splits["test"], **options)
-    evaluation.save(place / "evaluations" / name, attacked, family.attacks)
+    attacked = evaluation.attack_each(family.attacks, trained.network, test, **options)
+    how = {key: evaluation.crafted_in(attack, trained.network, chosen) for key, attack in family.attacks.items()}
+    evaluation.save(place / "evaluations" / name, attacked, family.attacks, precision=how)
     resume.unlink(missing_ok=True)
     shutil.rmtree(half, ignore_errors=True)
-    right = {key: (found.predictions == splits["test"].labels).float().mean() for key, found in attacked.items()}
+    right = {key: (found.predictions == test.labels).float().mean() for key, found in attacked.items()}
     return f"{name}: " + ", ".join(f"{key} {share:.1%}" for key, share in right.items())
 
 

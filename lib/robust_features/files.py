@@ -9,11 +9,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; renamed onto `path` at the end, removed if anything fails."""
+    """A temporary sibling of `path` to write to; renamed onto `path` at the end, removed if anything fails.
+
+    Where `path` is a link, the link is replaced, not what it leads to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        if path.is_symlink():
+            path.unlink()
         if partial.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 
-from robust_features.settings import settings
+from robust_features.settings import Count, NonNegative, Number, Positive, settings
 
 GREY = 0.5  # what a view shows beyond the image's border
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))  # root of ImageNet's colour covariance (lucid)
@@ -28,13 +28,13 @@ class Inversion:
     features' norm. Under "cosine" a negative blur fills the image with a checkerboard, so take −0.5 with "kim" only.
     """
 
-    steps: PositiveInt = 512
-    learning_rate: PositiveFloat = 0.05
+    steps: Count = 512
+    learning_rate: Positive = 0.05
     similarity: Literal["cosine", "kim"] = "cosine"
-    blur: float = 0.01
-    jitter: NonNegativeFloat = 5  # largest shift in pixels; the authors' two random crops shift by up to 4 and 1
-    rotation: NonNegativeFloat = 5  # largest angle in degrees
-    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.9, 0.95, 1.05, 1.1, 1, 1, 1, 1)
+    blur: Number = 0.01
+    jitter: NonNegative = 5  # largest shift in pixels; the authors' two random crops shift by up to 4 and 1
+    rotation: NonNegative = 5  # largest angle in degrees
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.9, 0.95, 1.05, 1.1, 1, 1, 1, 1)
 
 
 def invert(
@@ -105,7 +105,9 @@ def alignment(features: Tensor, targets: Tensor, similarity: Literal["cosine", "
     """a·f·s² of each image, (N,), from features and targets of shape (N, C, h, w)."""
     if features.shape != targets.shape:
         shapes = f"features {tuple(features.shape)}, targets {tuple(targets.shape)}"
-        raise ValueError(f"{shapes}: the shapes must be the same; is `size` that of the targets' images?")
+        raise ValueError(
+            f"{shapes}: the shapes must be the same; is `size` that of the targets' images, which have to be square?"
+        )
     features, targets = features.flatten(1), targets.flatten(1)
     dot, norm = (features * targets).sum(1), targets.norm(dim=1)
     if similarity == "cosine":

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features import noise
 from robust_features.attacks import PGD, ascend
-from robust_features.models import Network, folded
-from robust_features.settings import settings
+from robust_features.models import Network, folded, logits_of
+from robust_features.settings import NonNegative, settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Trades:
 
     kind: Literal["trades"] = "trades"
     attack: PGD
-    weight: NonNegativeFloat = 6.0
+    weight: NonNegative = 6.0
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         fixed = folded(network)
@@ -66,8 +66,8 @@ class Trades:
             start=(images + 0.001 * noise.normal(keys, images.shape[1:])).clamp(0, 1),
         )
         clean, attacked = network.activations(images), network.activations(adversarial)
-        apart = divergence(clean["logits"], attacked["logits"]).mean()
-        return Outcome(F.cross_entropy(clean["logits"], labels) + self.weight * apart, (clean, attacked))
+        apart = divergence(logits_of(clean), logits_of(attacked)).mean()
+        return Outcome(F.cross_entropy(logits_of(clean), labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -76,13 +76,13 @@ class TradesKim:
 
     kind: Literal["trades-kim"] = "trades-kim"
     attack: PGD
-    weight: NonNegativeFloat = 0.5
+    weight: NonNegative = 0.5
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         attacked = network.activations(_craft(self.attack, network, images, labels, generator))
         clean = network.activations(images)
-        apart = divergence(clean["logits"], attacked["logits"]).mean()
-        return Outcome(F.cross_entropy(attacked["logits"], labels) + self.weight * apart, (clean, attacked))
+        apart = divergence(logits_of(clean), logits_of(attacked)).mean()
+        return Outcome(F.cross_entropy(logits_of(attacked), labels) + self.weight * apart, (clean, attacked))
 
 
 @settings
@@ -94,12 +94,12 @@ class Mart:
 
     kind: Literal["mart"] = "mart"
     attack: PGD
-    weight: NonNegativeFloat = 5.0
+    weight: NonNegative = 5.0
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
         adversarial = _craft(self.attack, network, images, labels, generator)
         passes = network.activations(images), network.activations(adversarial)
-        clean, attacked = (outputs["logits"].float() for outputs in passes)
+        clean, attacked = (logits_of(outputs).float() for outputs in passes)
         own, others = labels[:, None], attacked.softmax(1).scatter(1, labels[:, None], 0).amax(1)
         boosted = F.cross_entropy(attacked, labels) - (1.0001 - others).log().mean()
         unsure = 1 - clean.softmax(1).gather(1, own).squeeze(1)
@@ -116,8 +116,8 @@ def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
 
 
 def _cross_entropy(outputs: dict[str, Tensor], labels: Tensor) -> Outcome:
-    return Outcome(F.cross_entropy(outputs["logits"], labels), (outputs,))
+    return Outcome(F.cross_entropy(logits_of(outputs), labels), (outputs,))
 
 
 def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    return attack(folded(network), images, labels, generator=generator)
+    return attack.perturb(folded(network), images, labels, generator=generator)

@@ -1,28 +1,33 @@
 """params.yaml → Run. Everything wrong with it is said at once, by key, before any stage runs."""
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from robust_features.attacks import Attack
+from robust_features import models
+from robust_features.attacks import APGD, Attack, AutoAttack, FeatureGradient
 from robust_features.bottleneck import Bottleneck
 from robust_features.construction import EVERY, Constructions
-from robust_features.datasets import DatasetSettings
+from robust_features.datasets import DatasetSettings, Source
 from robust_features.families import Family
 from robust_features.files import atomic
 from robust_features.hardware import HardwareSettings
 from robust_features.inversion import Inversion
+from robust_features.models import NetworkSettings
 from robust_features.objectives import Standard
 from robust_features.paths import PARAMS
-from robust_features.settings import UserError, nearest, settings
+from robust_features.settings import Count, NonNegative, Positive, Seed, UserError, nearest, settings
 from robust_features.training import Training
 from robust_features.transfer import Transfer
 
@@ -31,8 +36,14 @@ from robust_features.transfer import Transfer
 class TSNE:
     """Figures 2 and of App. D: so many test images, and the perplexity of van der Maaten and Hinton 2008."""
 
-    images: PositiveInt
-    perplexity: PositiveFloat
+    images: Count
+    perplexity: Positive
+
+    @model_validator(mode="after")
+    def _fewer_neighbours_than_images(self) -> "TSNE":
+        if self.perplexity >= self.images:
+            raise ValueError(f"perplexity {self.perplexity:g} must be less than images, {self.images}")
+        return self
 
 
 @settings
@@ -40,9 +51,9 @@ class Kim:
     """The choices of the notebooks on Kim et al. 2021."""
 
     distilled: tuple[str, ...] = ("fgsm", "pgd", "cw")  # the attacks of Tables 1 and 2, whose images are kept
-    betas: tuple[NonNegativeFloat, ...]  # the horizontal axis of Fig. 5
+    betas: tuple[NonNegative, ...]  # the horizontal axis of Fig. 5
     tsne: TSNE
-    visualised: PositiveInt  # images of Fig. 3
+    visualised: Count  # images of Fig. 3
     inversion: Inversion
 
 
@@ -51,7 +62,7 @@ class Xu:
     """The choices of the notebooks on Xu et al. 2022; members are of the family xu-plain."""
 
     tsne: TSNE
-    channels: PositiveInt  # training images that the channels are scored on
+    channels: Count  # training images that the channels are scored on
 
 
 @settings
@@ -81,7 +92,7 @@ class Run:
 
     scale: str
     title: str
-    seed: NonNegativeInt
+    seed: Seed
     hardware: HardwareSettings
     datasets: dict[str, DatasetSettings]
     models: dict[str, Training]
@@ -151,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = YAML(typ="safe").load(path)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = path.read_text("utf-8").splitlines()[mark.line].strip() if mark else ""
+        line = "".join(path.read_text("utf-8").splitlines()[mark.line :][:1]).strip() if mark else ""  # none at the end
         raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
     if not isinstance(text, dict) or not isinstance(text.get("run"), dict):
         raise UserError(f"{path.name}: needs `run: *quick`, where quick is one of the scales defined above it")
@@ -174,13 +185,21 @@ def _explain(error: ValidationError, data: Any) -> Iterator[str]:
             place.append("kind")
             tag = item["ctx"]["tag"]
             message = f"'{tag}' is none of {', '.join(sorted(expected))}{nearest(tag, expected)}"
+        elif item["type"] == "union_tag_not_found":
+            place.append("kind")
+            message = "Field required"
         elif item["type"] not in ("missing", "value_error"):
             message += f", found {item['input']!r}"
         yield f"{'.'.join(place)}: {message}"
 
 
 def _dangling(run: Run) -> Iterator[str]:
-    """Names that refer to nothing, and ids that tables could not read."""
+    """Names that refer to nothing, ids that tables could not read, and entries that do not fit each other."""
+    positions = cache(_positions)
+    for name, data in run.datasets.items():
+        if problem := data.problem():
+            yield f"run.datasets.{name}.{problem}"
+    yield from _void(run, "run")
     for name, model in run.models.items():
         place = f"run.models.{name}"
         if model.dataset not in run.datasets:
@@ -188,17 +207,19 @@ def _dangling(run: Run) -> Iterator[str]:
             yield f"{place}.dataset: no dataset '{model.dataset}'{near}; there are {', '.join(run.datasets)}"
         elif model.dataset not in run.attacks:
             yield f"run.attacks: no attacks for dataset '{model.dataset}', which {name} is trained on"
-        yield from _unfit(model, place)
+        attacks = run.attacks.get(model.dataset, {})
+        yield from _unfit(model, place, run.datasets.get(model.dataset), positions, attacks, distilled=True)
         if not re.fullmatch(rf"{re.escape(model.dataset)}-[\w-]+-[a-z]+", name):
             yield f"{place}: a model's id reads <dataset>-<network>-<defence>, here {model.dataset}-…-…"
     sound = {name: entry for name, entry in run.constructed.items() if not entry.problem(run.families)}
-    made = {id for name, entry in sound.items() for id in entry.ids(name, run.families)}
+    made = {id: entry.dataset for name, entry in sound.items() for id in entry.ids(name, run.families)}
     for kind, families, known in (("families", run.families, run.datasets), ("descendants", run.descendants, made)):
         for family, entry in families.items():
             for name, model in entry.members.items():
                 place = f"run.{kind}.{family}.members.{name}"
                 yield from _absent(f"{place}.dataset", "dataset", model.dataset, known)
-                yield from _unfit(model, place)
+                data = run.datasets.get(made.get(model.dataset, model.dataset))
+                yield from _unfit(model, place, data, positions, entry.attacks)
                 if model.seed:
                     yield f"{place}.seed: a family's members are trained with its `seeds`, {list(entry.seeds)}; leave it out"
             for name in entry.keep:
@@ -237,13 +258,66 @@ def _absent(place: str, what: str, name: str, known: Iterable[str]) -> Iterator[
         yield f"{place}: no {what} '{name}'{nearest(name, known)}"
 
 
-def _unfit(model: Training, place: str) -> Iterator[str]:
-    """What a regulariser misses in its network, which is built without its weights."""
-    if model.regulariser:
-        with torch.device("meta"):
-            network = model.network.build(10)
-        if problem := model.regulariser.problem(network, model.batch_size):
-            yield f"{place}.regulariser.{problem}"
+def _unfit(
+    model: Training,
+    place: str,
+    data: Source | None,
+    positions: Callable[[NetworkSettings, int], int],
+    attacks: Mapping[str, Attack],
+    *,
+    distilled: bool = False,
+) -> Iterator[str]:
+    """What keeps a network from being trained so on these images, from being attacked, and if asked from being distilled."""
+    if model.regulariser and (problem := model.regulariser.problem(_thin(model.network), model.batch_size)):
+        yield f"{place}.regulariser.{problem}"
+    if data is None:
+        return
+    distilled = distilled or any(isinstance(attack, FeatureGradient) for attack in attacks.values())
+    kind, size, least = model.network.kind, data.size, 2 if distilled else 1
+    if positions(model.network, size) < least:
+        enough = next((more for more in (16, 32, 64, 128) if positions(model.network, more) >= least), None)
+        remedy = f"take a dataset of {enough} pixels" if enough else "take another network"
+        left = "one position at its split, a distillation needs two" if positions(model.network, size) else "nothing"
+        yield f"{place}.network: {kind} leaves of images of {size} pixels {left}; {remedy}"
+    if data.taught and model.batch_size > data.taught:
+        yield f"{place}.batch_size: {model.batch_size} is more than the {data.taught} images of {model.dataset}"
+    for name in attacks if data.class_count and data.class_count < 4 else ():
+        if _compares_four_classes(attacks[name]):
+            yield f"{place}: attack {name} compares four classes, {model.dataset} has {data.class_count}; leave it out"
+    if model.augmentation.padding >= size:
+        yield f"{place}.augmentation.padding: {model.augmentation.padding} pixels of black hide images of {size}"
+
+
+def _compares_four_classes(attack: Attack) -> bool:
+    return isinstance(attack, AutoAttack) or (isinstance(attack, APGD) and (attack.loss == "dlr" or attack.targets > 0))
+
+
+def _thin(network: NetworkSettings) -> models.Network:
+    """The network with few channels, quick to build: its stages, and the positions in each, are those of any width."""
+    return models.build(replace(network, width=1 / 16), 2, seed=0)
+
+
+def _positions(network: NetworkSettings, size: int) -> int:
+    """How many positions the split has of images of `size` pixels; 0 if these are too small for the network."""
+    if isinstance(network, models.Victim):  # three halvings; to import torchvision takes seconds
+        return (size // 8 if network.kind == "densenet121" else math.ceil(size / 8)) ** 2
+    thin, images = _thin(network), torch.zeros(2, 3, size, size)
+    with models.frozen(thin), torch.no_grad():
+        try:
+            features = thin.features(images)
+            thin.head(features)
+        except RuntimeError:  # pooled below one pixel
+            return 0
+    return features[0, 0].numel()
+
+
+def _void(value: Any, place: str) -> Iterator[str]:
+    """Attacks that cannot change an image."""
+    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
+    for key, part in inner.items() if isinstance(inner, dict) else ():
+        if key in ("epsilon", "step_size") and part == 0:
+            yield f"{place}.{key}: 0 leaves every image as it is; write a size, such as 8/255, or leave the attack out"
+        yield from _void(part, f"{place}.{key}")
 
 
 def write(folder: Path, path: Path = PARAMS) -> None:

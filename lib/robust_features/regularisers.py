@@ -6,16 +6,16 @@ A new one: its class with `problem` and `__call__(network, passes, images, label
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features.batches import as_float
 from robust_features.dependence import HSIC
-from robust_features.models import Network, frozen
-from robust_features.settings import nearest, settings
+from robust_features.models import Network, check_channels, frozen, logits_of
+from robust_features.settings import Count, NonNegative, Pair, Share, nearest, settings
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[Share, Field(lt=1)]  # of the channels
 Passes = tuple[dict[str, Tensor], ...]
 
 
@@ -34,8 +34,8 @@ class IBRAR:
     """
 
     kind: Literal["ibrar"] = "ibrar"
-    alpha: NonNegativeFloat = 0.008
-    beta: NonNegativeFloat = 0.08
+    alpha: NonNegative = 0.008
+    beta: NonNegative = 0.08
     layers: Literal["all"] | tuple[str, ...] = "all"
     hsic: HSIC = HSIC()
 
@@ -55,7 +55,7 @@ class IBRAR:
         """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer. Raises ValueError for too few images."""
         layers = network.hidden if self.layers == "all" else self.layers
         kernels = torch.stack([self.hsic.of_features(outputs[layer]) for outputs in passes for layer in layers])
-        classes = passes[0]["logits"].shape[1]
+        classes = logits_of(passes[0]).shape[1]
         both = torch.stack([self.hsic.of_features(images), self.hsic.of_labels(labels, classes)])
         inputs, outputs = self.hsic(kernels, both[:, None])
         return inputs, outputs
@@ -66,7 +66,7 @@ class VIB:
     """β · D_KL[N(μ, σ²) ‖ N(0, I)] of the network's stage `encoding`, in nats (Alemi et al. 2017, Eq. 17)."""
 
     kind: Literal["vib"] = "vib"
-    beta: NonNegativeFloat = 1e-3
+    beta: NonNegative = 1e-3
 
     def problem(self, network: Network, batch_size: int) -> str:
         """What keeps this network from being trained so; empty if nothing."""
@@ -90,9 +90,9 @@ class PersistentMask:
     """
 
     kind: Literal["persistent"] = "persistent"
-    fraction: Share = 0.05
-    images: PositiveInt = 500
-    batch: Annotated[int, Field(ge=2)] = 100
+    fraction: Fraction = 0.05
+    images: Count = 500
+    batch: Pair = 100
     hsic: HSIC = HSIC()
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
@@ -118,9 +118,9 @@ class BatchMask:
     with the least I(f_c, Y) and those with the most I(f_c, X) are removed: 10 and 10 of 512 (ResNet-18: 20 and 20)."""
 
     kind: Literal["every-10"] = "every-10"
-    every: PositiveInt = 10
-    least_of_labels: Share = 10 / 512
-    most_of_images: Share = 10 / 512
+    every: Count = 10
+    least_of_labels: Fraction = 10 / 512
+    most_of_images: Fraction = 10 / 512
     hsic: HSIC = HSIC(labels="gaussian")
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
@@ -150,6 +150,7 @@ def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC)
     """
     with frozen(network), torch.no_grad():
         features = network.features(images)
+        check_channels(features)
         classes = network.head(features).shape[1]
         both = torch.stack([hsic.of_labels(labels, classes), hsic.of_features(images)])
         found = hsic.by_channel(F.relu(features), both)

@@ -1,9 +1,9 @@
 """The settings object is the schema: what Python constructs, params.yaml validates against and the report prints."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import fields
-from fractions import Fraction
 from pprint import pformat
 from typing import Annotated, Any, dataclass_transform
 
@@ -26,7 +26,7 @@ def settings(cls: type) -> Any:
     """
     cls._known_keys = model_validator(mode="before")(classmethod(_known_keys))
     cls._repr_pretty_ = _repr_pretty
-    return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(validate_default=True))
+    return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(validate_default=True, allow_inf_nan=False))
 
 
 def _repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
@@ -58,8 +58,35 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _fraction(value: object) -> object:
-    return float(Fraction(value)) if isinstance(value, str) and "/" in value else value
+def _number(value: object) -> object:
+    """What a float is read from: "8/255" and numbers in quotes too, but not a boolean, which Python would take for 0 or 1."""
+    if not isinstance(value, str):
+        return no_boolean(value)
+    try:
+        numerator, *denominators = (float(part) for part in value.split("/"))
+        if not all(map(math.isfinite, [numerator, *denominators])):
+            raise ValueError
+        return numerator / math.prod(denominators)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{value}' is no number; write it like 0.03, 1.0e-3 or 8/255") from None
 
 
-Pixels = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]  # a distance between images in [0, 1]; reads "8/255"
+def no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+# What the fields of settings are made of: finite, and no booleans
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Pixels = NonNegative  # a distance between images in [0, 1]
+Whole = Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(no_boolean), Field(ge=1)]
+Pair = Annotated[int, BeforeValidator(no_boolean), Field(ge=2)]  # two or more
+Depth = Annotated[Count, Field(le=1001)]  # He et al. 2016b's deepest
+Width = Annotated[Number, Field(ge=1 / 16, le=100)]  # of a published network; of less, no channels are left
+Deviation = Annotated[Share, Field(gt=0)]  # of pixels
+Seed = Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)]  # NumPy takes no larger one

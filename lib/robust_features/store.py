@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +30,17 @@ STAGES = {
     "families": "family",
     "transfers": "transfer",
 }
+
+
+class Contents(dict[str, Any]):
+    """What a record holds by name. A name that it does not hold is a UserError: another version wrote it."""
+
+    def __init__(self, found: Mapping[str, Any], folder: Path):
+        super().__init__(found)
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.folder}: no '{name}', so another version wrote it; {_remedy(self.folder)}")
 
 
 @dataclass(frozen=True)
@@ -63,24 +78,56 @@ def save(folder: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None
 
 
 def load(folder: Path) -> Record:
-    """Read a record back. Raises UserError if it is missing or is not what was written."""
+    """Read a record back. Raises UserError if it is missing, not whole, or not what was written."""
+    if not folder.exists():
+        raise UserError(f"{folder}: there is none yet; {_remedy(folder, delete=False)}")
     try:
-        card = json.loads((folder / CARD).read_text())
-        found = _sha256(folder / TENSORS)
-        if found != card["sha256"]:
-            raise UserError(
-                f"{folder / TENSORS}: sha256 is {found[:8]}…, expected {card['sha256'][:8]}…; {_remedy(folder)}"
-            )
-        return Record(load_file(folder / TENSORS), card)
-    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: no readable record ({type(error).__name__}); {_remedy(folder)}") from error
+        card = json.loads((folder / CARD).read_text("utf-8"))
+        found, expected = _sha256(folder / TENSORS), str(card["sha256"])
+        if found != expected:
+            raise ValueError(f"sha256 of {TENSORS} is {found[:8]}…, expected {expected[:8]}…")
+        return Record(Contents(load_file(folder / TENSORS), folder), Contents(card, folder))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no whole record ({_one_line(error)}); {_remedy(folder)}") from error
 
 
-def _remedy(folder: Path) -> str:
-    for item in (*reversed(folder.parents), folder):  # a dataset has a record a split, a family several a member
-        if stage := STAGES.get(item.parent.name):
-            return f"delete {item} and run `dvc repro {stage}@{item.name}`"
-    return "delete it and make it again"
+def kept(place: Path) -> dict[str, Tensor] | None:
+    """What an interrupted run kept in `place`; None if there is nothing, or nothing whole, which is said and removed."""
+    if not place.exists():
+        return None
+    try:
+        return load(place).tensors
+    except UserError as error:
+        print(f"{error.args[0].rpartition(';')[0]}: made anew", file=sys.stderr)
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        return None
+
+
+@contextmanager
+def of_this_version(folder: Path) -> Iterator[None]:
+    """Where a whole record is put to use: what does not fit is a UserError, for another version wrote it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: another version wrote it ({_one_line(error)}); {_remedy(folder)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{Path(error.filename or '').name}: {error.strerror}"
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def _remedy(folder: Path, *, delete: bool = True) -> str:
+    """What to do: a record is DVC's output data/<kind>/<id>, or within it: a dataset has one a split, a family several a member."""
+    kind, id, *_ = [*folder.relative_to(DATA).parts, "", ""] if folder.is_relative_to(DATA) else ["", ""]
+    if kind not in STAGES or not id:
+        return f"delete {folder} and make it again" if delete else "make it first"
+    stage = "descend" if (DATA / "params" / "descendants" / f"{id}.json").exists() else STAGES[kind]
+    run = f"run `dvc repro {stage}@{id}`"
+    return f"delete {DATA / kind / id} and {run}" if delete else run
 
 
 def _sha256(path: Path) -> str:

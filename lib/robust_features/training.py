@@ -5,24 +5,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from torch import Generator, Tensor, nn, optim
 
-from robust_features import models, store
+from robust_features import datasets, models, store
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation, as_float, shuffled
 from robust_features.datasets import ImageSet
 from robust_features.evaluation import attack_all, predict
 from robust_features.files import atomic
-from robust_features.hardware import Hardware
+from robust_features.hardware import Hardware, Precision
 from robust_features.models import Network, NetworkSettings
 from robust_features.objectives import Objective, Standard
 from robust_features.regularisers import Mask, Regulariser
-from robust_features.settings import UserError, describe, settings
+from robust_features.settings import Count, NonNegative, Pair, Positive, Seed, Share, UserError, describe, settings
 
 HISTORY = ["epoch", "loss", "clean", "attacked"]
 
@@ -32,10 +32,16 @@ class SGD:
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"] = "sgd"
-    learning_rate: PositiveFloat
-    momentum: NonNegativeFloat = 0.0
+    learning_rate: Positive
+    momentum: Annotated[Share, Field(lt=1)] = 0.0
     nesterov: bool = False
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _looks_ahead(self) -> "SGD":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum, such as 0.9")
+        return self
 
     def build(self, network: nn.Module) -> optim.Optimizer:
         return optim.SGD(
@@ -52,8 +58,8 @@ class Adam:
     """Adam (Kingma and Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
-    learning_rate: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
 
     def build(self, network: nn.Module) -> optim.Optimizer:
         return optim.Adam(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
@@ -64,8 +70,8 @@ class StepLR:
     """The learning rate times `gamma` every `every` epochs."""
 
     kind: Literal["step"] = "step"
-    every: PositiveInt = 20
-    gamma: PositiveFloat = 0.2
+    every: Count = 20
+    gamma: Annotated[Share, Field(gt=0)] = 0.2
 
     def build(self, optimiser: optim.Optimizer, epochs: int, batches: int) -> optim.lr_scheduler.LRScheduler:
         return optim.lr_scheduler.StepLR(optimiser, self.every * batches, self.gamma)
@@ -76,7 +82,7 @@ class OneCycle:
     """The learning rate rises to the optimiser's over the first `warmup` share of the run, then falls to zero (Smith 2018)."""
 
     kind: Literal["one-cycle"] = "one-cycle"
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup: Annotated[Share, Field(gt=0, lt=1)] = 0.3
 
     def build(self, optimiser: optim.Optimizer, epochs: int, batches: int) -> optim.lr_scheduler.LRScheduler:
         peak = optimiser.param_groups[0]["lr"]
@@ -94,14 +100,14 @@ class Training:
     objective: Objective
     optimiser: Annotated[SGD | Adam, Field(discriminator="kind")]
     schedule: Annotated[StepLR | OneCycle, Field(discriminator="kind")] = StepLR()
-    epochs: PositiveInt
-    batch_size: Annotated[int, Field(ge=2)] = 100
+    epochs: Count
+    batch_size: Pair = 100
     augmentation: Augmentation = Augmentation()
     regulariser: Regulariser | None = None
     mask: Mask | None = None
     monitor: PGD | None = None  # the attack of the history, on the validation split; without it, clean accuracy only
-    keep: Literal["last", "best"] = "last"  # best: the epoch with the highest clean accuracy on the validation split
-    seed: NonNegativeInt = 0
+    keep: Literal["last", "best", "best-true"] = "last"  # best: the epoch most accurate on the validation images
+    seed: Seed = 0
 
     @property
     def radius(self) -> float:
@@ -119,6 +125,7 @@ class Trained:
 
     network: Network
     history: pd.DataFrame
+    precision: Precision = "fp32"  # it was trained in
 
 
 def train(
@@ -136,23 +143,26 @@ def train(
     bit. Raises UserError if the regulariser does not fit the network, and when the loss is no longer finite.
     """
     images, labels = (t.to(hardware.device) for t in (splits["train"].images, splits["train"].labels))
-    network = hardware.place(settings.build(len(splits["train"].classes)))
-    if settings.regulariser and (problem := settings.regulariser.problem(network, settings.batch_size)):
+    parts = _begin(splits["train"], settings, hardware)
+    if settings.regulariser and (problem := settings.regulariser.problem(parts["network"], settings.batch_size)):
         raise UserError(f"regulariser.{problem}")
-    optimiser = settings.optimiser.build(network)
-    schedule = settings.schedule.build(optimiser, settings.epochs, max(1, len(labels) // settings.batch_size))
-    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
+    precision = hardware.precision_of(parts["network"])
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     if resume and resume.exists():
-        state = torch.load(resume, map_location=hardware.device, weights_only=True)
-        history, best = state.pop("history"), state.pop("best")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        report(f"resumed after epoch {len(history)} of {settings.epochs}")
+        try:
+            state = torch.load(resume, map_location=hardware.device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            history, best = state["history"], state["best"]
+            report(f"resumed after epoch {len(history)} of {settings.epochs}")
+        except Exception as error:  # whatever torch says of a file that was cut off
+            report(f"{resume}: damaged ({type(error).__name__}), so training starts anew")
+            parts = _begin(splits["train"], settings, hardware)
+    network, optimiser, schedule = parts["network"], parts["optimiser"], parts["schedule"]
     for epoch in range(len(history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware, epoch)
+        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware.autocast(precision), epoch)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} after epoch {epoch}: training diverged; in params.yaml, lower this model's "
@@ -161,7 +171,7 @@ def train(
         history.append(
             {"epoch": epoch, "loss": loss.item(), **_validate(network, splits["validation"], settings, hardware)}
         )
-        if settings.keep == "best" and history[-1]["clean"] > max((row["clean"] for row in history[:-1]), default=-1):
+        if settings.keep != "last" and history[-1]["clean"] >= max(row["clean"] for row in history):
             best = copy.deepcopy(network.state_dict())
         if resume:
             state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
@@ -171,11 +181,23 @@ def train(
         attacked = f"  attacked {row['attacked']:.1f} %" if settings.monitor else ""
         report(
             f"epoch {epoch}/{settings.epochs}  loss {row['loss']:.3f}  validation {row['clean']:.1f} %{attacked}  "
-            f"{seconds:.1f} s, {seconds * (settings.epochs - epoch):.0f} s left"
+            f"{seconds:.1f} s in {precision}, {seconds * (settings.epochs - epoch):.0f} s left"
         )
     if best:
         network.load_state_dict(best)
-    return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY))
+    return Trained(network.eval(), pd.DataFrame(history, columns=HISTORY), precision)
+
+
+def splits(settings: Training) -> dict[str, ImageSet]:
+    """The images to train on, and those to watch: `validation`, of a constructed dataset constructed as the others are.
+
+    `keep: best-true` watches the images that these were made of, with their true labels, which a learner does not have.
+    Of epochs that are equally good the last is kept: constructed images are soon all classified as constructed.
+    """
+    true = "validation-true"  # of datasets whose validation images a network made
+    there = settings.keep == "best-true" and (datasets.folder(settings.dataset) / true).exists()
+    watched = true if there else "validation"
+    return {"train": datasets.load(settings.dataset, "train"), "validation": datasets.load(settings.dataset, watched)}
 
 
 def resume_file(settings: Training, splits: dict[str, ImageSet]) -> Path:
@@ -189,18 +211,26 @@ def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[s
     rows = [
         {name: value for name, value in row.items() if value == value} for row in trained.history.to_dict("records")
     ]
-    store.save(
-        folder, trained.network.state_dict(), {"settings": describe(settings), "classes": classes, "history": rows}
-    )
+    card = {"settings": describe(settings), "classes": classes, "precision": trained.precision, "history": rows}
+    store.save(folder, trained.network.state_dict(), card)
 
 
 def load(model_id: str, *, hardware: Hardware) -> tuple[Network, pd.DataFrame]:
     """The trained network of a model, or of a family's member, in eval mode on the hardware, and its history."""
-    record = store.load(store.folder("models", model_id))
-    settings = TypeAdapter(Training).validate_python(record.card["settings"])
-    network = settings.build(len(record.card["classes"]))
-    network.load_state_dict(record.tensors)
+    record = store.load(folder := store.folder("models", model_id))
+    with store.of_this_version(folder):
+        settings = TypeAdapter(Training).validate_python(record.card["settings"])
+        network = settings.build(len(record.card["classes"]))
+        network.load_state_dict(record.tensors)
     return hardware.place(network).eval(), pd.DataFrame(record.card["history"], columns=HISTORY)
+
+
+def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, Any]:
+    """The untrained network, its optimiser and its schedule: what a resumed run reads back."""
+    network = hardware.place(settings.build(len(images.classes)))
+    optimiser = settings.optimiser.build(network)
+    schedule = settings.schedule.build(optimiser, settings.epochs, max(1, len(images) // settings.batch_size))
+    return {"network": network, "optimiser": optimiser, "schedule": schedule}
 
 
 def _one_epoch(
@@ -210,7 +240,7 @@ def _one_epoch(
     settings: Training,
     optimiser: optim.Optimizer,
     schedule: optim.lr_scheduler.LRScheduler,
-    hardware: Hardware,
+    autocast: torch.autocast,
     epoch: int,
 ) -> Tensor:
     """Mean loss of the epoch, a tensor: nothing waits for the device until the end."""
@@ -222,14 +252,14 @@ def _one_epoch(
         if settings.mask:
             settings.mask.before_epoch(network, images, labels, epoch, generator.initial_seed())
         for index, (batch, targets) in enumerate(shuffled(images, labels, settings.batch_size, generator)):
-            with hardware.autocast():
-                augmented = settings.augmentation(batch, generator)
-                if settings.mask:
-                    settings.mask.before_batch(network, augmented, targets, index)
+            augmented = settings.augmentation(batch, generator)
+            if settings.mask:
+                settings.mask.before_batch(network, augmented, targets, index)
+            with autocast:
                 outcome = settings.objective(network, augmented, targets, generator=generator)
-                loss = outcome.loss
-                if settings.regulariser:
-                    loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
+            loss = outcome.loss
+            if settings.regulariser:
+                loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from robust_features import datasets, noise, store, training
 from robust_features.attacks import PGD
-from robust_features.evaluation import GALLERY, attack_all, predict
+from robust_features.evaluation import GALLERY, attack_all, crafted_in, predict
 from robust_features.families import Family
 from robust_features.hardware import Hardware
 from robust_features.paths import DATA
@@ -63,7 +63,7 @@ def make(
     for source, network in sources.items():
         for name, attack in transfer.attacks.items():
             place = unfinished / f"{source}-{name}"
-            if not place.exists():
+            if store.kept(place) is None:
                 aimed = replace(images, labels=targets) if attack.targeted else images
                 options = dict(hardware=hardware, seed=seed, keep=len(images), report=report)
                 adversarial = attack_all(attack, network, aimed, **options).images
@@ -73,7 +73,12 @@ def make(
                 store.save(place, part | {"images": adversarial[:GALLERY]}, {})
             found |= {f"{source}/{name}/{key}": tensor for key, tensor in store.load(place).tensors.items()}
             report(f"{source}, {name}")
-    store.save(DATA / "transfers" / id, found, {"transfer": describe(transfer), "seed": seed})
+    precision = {
+        f"{source}/{name}": crafted_in(attack, network, hardware)
+        for source, network in sources.items()
+        for name, attack in transfer.attacks.items()
+    }
+    store.save(DATA / "transfers" / id, found, {"transfer": describe(transfer), "seed": seed, "precision": precision})
     shutil.rmtree(unfinished)
 
 

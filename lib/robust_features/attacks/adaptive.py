@@ -1,15 +1,17 @@
 """An attack that knows a regulariser (Xu et al. 2022, App. A-B)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import BeforeValidator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from robust_features import inputs
 from robust_features.attacks.gradient import PGD, ascend
 from robust_features.dependence import HSIC
-from robust_features.models import Network
+from robust_features.models import Network, logits_of
 from robust_features.regularisers import IBRAR
-from robust_features.settings import settings
+from robust_features.settings import no_boolean, settings
 
 
 @settings
@@ -23,20 +25,22 @@ class Adaptive:
     kind: Literal["adaptive"] = "adaptive"
     pgd: PGD
     regulariser: IBRAR = IBRAR(hsic=HSIC(labels="gaussian"))
-    sign: Literal[1, -1] = 1
+    sign: Annotated[Literal[1, -1], BeforeValidator(no_boolean)] = 1
 
     @property
     def epsilon(self) -> float:
         """The radius of the ball."""
         return self.pgd.epsilon
 
-    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError for a batch of one image."""
 
         def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
             shared = self.sign * self.regulariser(model, (outputs,), images, labels)
             return (
-                F.cross_entropy(outputs["logits"].float(), labels, reduction="none") + shared
+                F.cross_entropy(logits_of(outputs).float(), labels, reduction="none") + shared
             )  # their sum is N · (CE + shared)
 
         pgd = self.pgd

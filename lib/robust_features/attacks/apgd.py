@@ -4,14 +4,14 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from robust_features import noise
-from robust_features.attacks.ball import Ball, Norm
+from robust_features import inputs, noise
+from robust_features.attacks.ball import Ball, Norm, fits_norm
 from robust_features.attacks.targets import each_target
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, Pixels, Whole, settings
 
 
 @settings
@@ -24,20 +24,25 @@ class APGD:
 
     kind: Literal["apgd"] = "apgd"
     epsilon: Pixels
-    steps: PositiveInt = 100
+    steps: Count = 100
     loss: Literal["ce", "dlr"] = "ce"
-    targets: NonNegativeInt = 0
+    targets: Whole = 0
     norm: Norm = "linf"
+    _fits_norm = model_validator(mode="after")(fits_norm)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError: DLR, fewer than 4 classes."""
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError: DLR, too few classes."""
         keys = noise.image_keys(len(images), generator).to(images.device)
         ball = Ball(self.norm, self.epsilon)
         with torch.no_grad():
             ranked = model(images).argsort(1, descending=True)
         classes = ranked.shape[1]
-        if classes < 4 and (self.loss == "dlr" or self.targets):
-            raise ValueError(f"the DLR loss compares four logits, the network has {classes}; use loss: ce")
+        needed = 4 if self.targets else 3 if self.loss == "dlr" else 2
+        if classes < needed:
+            kind = "targeted DLR" if self.targets else "DLR"
+            raise ValueError(f"the {kind} loss compares {needed} logits, the network has {classes}: use loss: ce")
 
         def attempt(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
             start = ball.sample(images[rows], noise.derived(keys[rows], numbers))

@@ -1,14 +1,33 @@
 """The threat model: which images count as close, and how to move among them."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Generator, Tensor
 
 from robust_features import noise
+from robust_features.settings import Pixels
 
 Norm = Literal["linf", "l2"]
+
+
+def _within_pixels(epsilon: float) -> float:
+    if epsilon > 1:
+        raise ValueError(f"{epsilon:g} is more than pixels in [0, 1] can change; write {epsilon:g}/255")
+    return epsilon
+
+
+LinfRadius = Annotated[Pixels, AfterValidator(_within_pixels)]  # of an attack that knows no other norm
+
+
+def fits_norm(attack: Any) -> Any:
+    """An attack whose epsilon its norm can reach, as a validator of classes that have both."""
+    if attack.norm == "linf":
+        _within_pixels(attack.epsilon)
+    return attack
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,7 @@ class Ball:
         if self.norm == "linf":
             return (centre + self.epsilon * (2 * noise.uniform(keys, centre.shape[1:]) - 1)).clamp(0, 1)
         direction = self.steepest(noise.normal(keys, centre.shape[1:]))
-        radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / centre[0].numel())
+        radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / math.prod(centre.shape[1:]))
         return (centre + direction * _per_image(radius)).clamp(0, 1)
 
 

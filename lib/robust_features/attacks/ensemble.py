@@ -1,30 +1,32 @@
 """AutoAttack (Croce and Hein 2020a): four attacks, each on the images that the ones before it could not fool."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Generator, Tensor, nn
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.attacks.apgd import APGD
+from robust_features.attacks.ball import LinfRadius
 from robust_features.attacks.fab import FAB
 from robust_features.attacks.square import Square
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, settings
 
 
 @settings
 class AutoAttack:
     """APGD-CE, targeted APGD-DLR, targeted FAB and Square in L∞ (Croce and Hein 2020a, Sec. 5, `standard`). Budget attack.
 
-    The defaults are the standard version. What is misclassified as it is, or never, is returned as it came.
+    The defaults are the standard version. What is misclassified as it is, or never, is returned as it came. The targeted
+    ratio compares four logits: of three classes APGD takes the untargeted one, of two there is none, and that part is left out.
     """
 
     kind: Literal["autoattack"] = "autoattack"
-    epsilon: Pixels
-    steps: PositiveInt = 100
-    targets: PositiveInt = 9
-    queries: PositiveInt = 5000
+    epsilon: LinfRadius
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -37,15 +39,23 @@ class AutoAttack:
             Square(epsilon=self.epsilon, queries=self.queries),
         )
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞. Raises ValueError: fewer than 4 classes."""
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞."""
         keys = noise.image_keys(len(images), generator)
         found, rows = images.clone(), torch.arange(len(images), device=images.device)
+        classes = 0
         for number, attack in enumerate(self.parts):
+            if number == 1 and classes < 4:  # too few for the targeted ratio
+                if classes < 3:
+                    continue
+                attack = replace(attack, targets=0)
             own = noise.derived(keys[rows.to(keys.device)], 1000 * number)
-            found[rows] = attack(model, images[rows], labels[rows], generator=own)
+            found[rows] = attack.perturb(model, images[rows], labels[rows], generator=own)
             with torch.no_grad():
-                rows = rows[model(found[rows]).argmax(1) == labels[rows]]
+                logits = model(found[rows])
+            classes, rows = logits.shape[1], rows[logits.argmax(1) == labels[rows]]
             if not len(rows):
                 break
         return found

@@ -3,14 +3,15 @@
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from robust_features.attacks.ball import Norm, l2, linf
+from robust_features import inputs
+from robust_features.attacks.ball import Norm, fits_norm, l2, linf
 from robust_features.attacks.targets import each_target
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[Share, Field(gt=0)]
 
 
 @settings
@@ -24,14 +25,17 @@ class FAB:
 
     kind: Literal["fab"] = "fab"
     epsilon: Pixels
-    steps: PositiveInt = 100
-    targets: NonNegativeInt = 0
+    steps: Count = 100
+    targets: Whole = 0
     norm: Norm = "linf"
-    overshoot: Annotated[float, Field(ge=1)] = 1.05  # their η
-    pull: Share = 0.9  # their β: back towards the image once it is fooled
-    alpha_max: Share = 0.1
+    overshoot: Annotated[Number, Field(ge=1)] = 1.05  # their η
+    pull: Part = 0.9  # their β: back towards the image once it is fooled
+    alpha_max: Part = 0.1
+    _fits_norm = model_validator(mode="after")(fits_norm)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`; nothing is drawn at random."""
         with torch.no_grad():
             ranked = model(images).argsort(1, descending=True)

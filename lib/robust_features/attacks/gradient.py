@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from robust_features import noise
-from robust_features.attacks.ball import Ball, Norm
+from robust_features import inputs, noise
+from robust_features.attacks.ball import Ball, LinfRadius, Norm, fits_norm
 from robust_features.attacks.targets import each_target
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, NonNegative, Pixels, settings
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -85,19 +85,22 @@ class PGD:
     kind: Literal["pgd"] = "pgd"
     epsilon: Pixels
     step_size: Pixels
-    steps: PositiveInt = 10
+    steps: Count = 10
     norm: Norm = "linf"
     random_start: bool = True
     targeted: bool = False  # labels are then the classes to reach, not those to leave
     keep: Literal["last", "first"] = "last"
-    restarts: PositiveInt = 1
+    restarts: Count = 1
     loss: Literal["ce", "scaled-ce", "margin"] = "ce"
+    _fits_norm = model_validator(mode="after")(fits_norm)
 
     @property
     def ball(self) -> Ball:
         return Ball(self.norm, self.epsilon)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`."""
         keys = noise.image_keys(len(images), generator).to(images.device)
         found = self._once(model, images, labels, keys)
@@ -140,12 +143,14 @@ class NIFGSM:
     """Nesterov's look-ahead and momentum on the sign of the gradient (Lin et al. 2020, Eqs. 6 to 8). Budget attack."""
 
     kind: Literal["nifgsm"] = "nifgsm"
-    epsilon: Pixels
+    epsilon: LinfRadius
     step_size: Pixels
-    steps: PositiveInt = 10
-    decay: NonNegativeFloat = 1.0
+    steps: Count = 10
+    decay: NonNegative = 1.0
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞; nothing is drawn at random."""
         found, momentum, ball = images, torch.zeros_like(images), Ball("linf", self.epsilon)
         for _ in range(self.steps):

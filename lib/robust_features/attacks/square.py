@@ -1,15 +1,15 @@
 """Square attack (Andriushchenko et al. 2020): random squares, kept where the margin falls; no gradient."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from robust_features import noise
-from robust_features.attacks.ball import Ball
+from robust_features import inputs, noise
+from robust_features.attacks.ball import Ball, LinfRadius
 from robust_features.attacks.gradient import margin
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
 
@@ -23,11 +23,13 @@ class Square:
     """
 
     kind: Literal["square"] = "square"
-    epsilon: Pixels
-    queries: PositiveInt = 5000
-    first_share: float = 0.8  # of the pixels, that the first square covers
+    epsilon: LinfRadius
+    queries: Count = 5000
+    first_share: Annotated[Share, Field(gt=0)] = 0.8  # of the pixels, that the first square covers
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images` in L∞."""
         with torch.no_grad():
             return self._search(model, images, labels, noise.image_keys(len(images), generator).to(images.device))

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
-from robust_features import noise
+from robust_features import inputs, noise
 from robust_features.adam import Adam
-from robust_features.attacks.ball import Ball, l2
+from robust_features.attacks.ball import Ball, LinfRadius, l2
 from robust_features.attacks.gradient import margin
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.hardware import Hardware
 from robust_features.models import Network
-from robust_features.settings import Pixels, settings
+from robust_features.settings import Count, NonNegative, Positive, settings
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -28,8 +27,11 @@ def search(
     learning_rate: float,
     checks: int,
     epsilon: float | None = None,
+    confidence: float = 0.0,
 ) -> Tensor:
     """Lower `objective` by Adam over w with x' = (tanh w + 1)/2, and keep each image's nearest misclassified iterate.
+
+    With `confidence`, misclassified is an image of which another logit exceeds the label's by so much.
 
     `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is added
     to the loss here. `checks` times along the way, the images whose cost has risen since the last check are left to rest,
@@ -48,6 +50,8 @@ def search(
         (gradient,) = torch.autograd.grad(cost.sum(), w)
         candidates, adam.value = candidates.detach(), w.detach()
         fooled, distance = logits.argmax(1) != labels_here, l2(candidates - here)
+        if confidence:
+            fooled &= margin(logits.detach(), labels_here) <= -confidence
         if step == 0:  # the clean images
             going = ~fooled
         else:
@@ -74,18 +78,22 @@ def search(
 class CarliniWagner:
     """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound.
 
-    With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that radius.
+    With `confidence`, an image is found once another logit exceeds the label's by so much, and one of which that is so as it
+    is, or never, is returned as it came. With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that
+    radius.
     """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
-    c: PositiveFloat = 0.1
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
-    confidence: NonNegativeFloat = 0.0
-    checks: PositiveInt = 10
-    epsilon: Pixels | None = None
+    c: Positive = 0.1
+    steps: Count = 200
+    learning_rate: Positive = 0.1
+    confidence: NonNegative = 0.0
+    checks: Count = 10
+    epsilon: LinfRadius | None = None
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the search draws nothing at random."""
 
         def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +101,7 @@ class CarliniWagner:
             return logits, self.c * (margin(logits, labels[rows]) + self.confidence).clamp_min(0)
 
         how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
-        return search(objective, images, labels, **how)
+        return search(objective, images, labels, confidence=self.confidence, **how)
 
 
 @settings
@@ -112,19 +120,21 @@ class FeatureGradient:
     direction: Literal["raise", "lower"] = "raise"
     order: Literal["first", "second"] = "first"
     unit: Literal["image", "batch"] = "image"
-    c: PositiveFloat = 0.1
-    weight: NonNegativeFloat = 1.0  # of ‖i·G‖; the paper has none, that is one
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 0.1
-    checks: PositiveInt = 3
-    epsilon: Pixels | None = None
+    c: Positive = 0.1
+    weight: NonNegative = 1.0  # of ‖i·G‖; the paper has none, that is one
+    steps: Count = 200
+    learning_rate: Positive = 0.1
+    checks: Count = 3
+    epsilon: LinfRadius | None = None
     bottleneck: Bottleneck = Bottleneck()
 
-    def __call__(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+    __call__ = inputs.attack
+
+    def perturb(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
         """The nearest misclassified images found, (N, C, H, W) in [0, 1]; the distillation draws from `generator`."""
         keys = noise.image_keys(len(images), generator)
         with torch.no_grad():
-            z = model.features(images).float()
+            z = model.features(images).to(images.dtype)
         where = Hardware(images.device, "fp32")
         robust = distil(model, z, labels, self.bottleneck, hardware=where, generator=keys).robust
         channels = (robust if self.units == "robust" else ~robust).to(images)[:, :, None, None]
@@ -132,17 +142,17 @@ class FeatureGradient:
 
         def objective(candidates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             features = model.features(candidates)
-            logits = model.head(features).float()
+            logits = model.head(features).to(images.dtype)
             loss = margin(logits, labels[rows]).clamp_min(0)
             (gradient,) = torch.autograd.grad(
                 -loss.sum(), features, retain_graph=True, create_graph=self.order == "second"
             )
-            push = channels[rows] * gradient.float()
+            push = channels[rows] * gradient.to(images.dtype)
             size = torch.linalg.vector_norm(push.flatten(1), dim=1)
             if self.order == "first":
                 whole = torch.linalg.vector_norm(size) if self.unit == "batch" else size
                 direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
-                size = (features.float() * direction).flatten(1).sum(1)
+                size = (features.to(images.dtype) * direction).flatten(1).sum(1)
             return logits, self.c * loss + weight * size
 
         how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)

@@ -6,7 +6,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from robust_features.models.network import ChannelMask, Network, folded, frozen, initialise
+from robust_features.models.folding import COMPARED, folded
+from robust_features.models.network import (
+    ChannelMask,
+    Network,
+    Normalize,
+    check_channels,
+    frozen,
+    initialise,
+    logits_of,
+)
 from robust_features.models.resnet import ResNet18, ResNetV2
 from robust_features.models.vgg import VGG16
 from robust_features.models.victims import Victim
@@ -36,14 +45,18 @@ def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = 
 
 
 __all__ = [
+    "COMPARED",
     "VGG16",
     "Network",
     "NetworkSettings",
+    "Normalize",
     "ResNet18",
     "ResNetV2",
     "Victim",
     "WideResNet",
     "build",
+    "check_channels",
     "folded",
     "frozen",
+    "logits_of",
 ]

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, PositiveFloat
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from robust_features.models.network import Network, Normalize, pooled
-from robust_features.settings import settings
+from robust_features.settings import Depth, Deviation, Share, Width, settings
 
 
 @settings
@@ -14,9 +14,9 @@ class ResNet18:
     """Eight basic blocks behind a 3×3 stem (Xu et al. 2022); `width` scales the 64 channels of the first blocks."""
 
     kind: Literal["resnet18"] = "resnet18"
-    width: PositiveFloat = 1.0
-    mean: float = 0.5
-    std: PositiveFloat = 0.25
+    width: Width = 1.0
+    mean: Share = 0.5
+    std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
         """The untrained network, for (N, 3, H, W). The split is the last block's output: no batch norm stands alone here."""
@@ -62,10 +62,10 @@ class ResNetV2:
     """Pre-activation bottlenecks in three groups, as in Keras' CIFAR example: ResNet-56 v2 of Springer et al. 2021."""
 
     kind: Literal["resnet-v2"] = "resnet-v2"
-    depth: Annotated[int, AfterValidator(_nine_n_plus_two)] = 56
-    width: PositiveFloat = 1.0
-    mean: float = 0.5
-    std: PositiveFloat = 0.25
+    depth: Annotated[Depth, AfterValidator(_nine_n_plus_two)] = 56
+    width: Width = 1.0
+    mean: Share = 0.5
+    std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
         """The untrained network, for (N, 3, H, W). The split is the output of the final batch norm, before its ReLU."""

@@ -1,12 +1,12 @@
 """VGG-16 with batch normalisation (Simonyan and Zisserman 2015), as Kim et al. 2021 and Xu et al. 2022 use it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator
 from torch import nn
 
 from robust_features.models.network import Encoding, Network, Normalize, Sample, pooled
-from robust_features.settings import settings
+from robust_features.settings import Deviation, Share, Whole, Width, no_boolean, settings
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -21,11 +21,11 @@ class VGG16:
     """
 
     kind: Literal["vgg16"] = "vgg16"
-    width: PositiveFloat = 1.0
-    hidden: Literal[0, 1, 2] = 0
-    encoding: NonNegativeInt = 0
-    mean: float = 0.5
-    std: PositiveFloat = 0.25
+    width: Width = 1.0
+    hidden: Annotated[Literal[0, 1, 2], BeforeValidator(no_boolean)] = 0
+    encoding: Whole = 0
+    mean: Share = 0.5
+    std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
         """The untrained network, for (N, 3, H, W) with H, W ≥ 32."""

@@ -9,11 +9,10 @@ network of Ilyas et al. 2019.
 
 from typing import Literal
 
-from pydantic import PositiveFloat
 from torch import nn
 
 from robust_features.models.network import Network, Normalize, pooled
-from robust_features.settings import settings
+from robust_features.settings import Deviation, Share, Width, settings
 
 INCEPTION = (  # 1×1, 3×3 reduced, 3×3, 5×5 reduced, 5×5, pooled: Szegedy et al. 2015, Table 1; None: max-pool
     *((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64), None),
@@ -28,9 +27,9 @@ class Victim:
     """An architecture of torchvision for small images; `width` scales its channels, and DenseNet's layers in a block."""
 
     kind: Literal["densenet121", "mobilenet-v2", "googlenet", "shufflenet-v2", "resnet50"]
-    width: PositiveFloat = 1.0
-    mean: float = 0.5
-    std: PositiveFloat = 0.25
+    width: Width = 1.0
+    mean: Share = 0.5
+    std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
         """The untrained network, for (N, 3, H, W). The split is the trunk's output."""

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, PositiveFloat
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from robust_features.models.network import Network, Normalize, pooled
-from robust_features.settings import settings
+from robust_features.settings import Depth, Deviation, Share, Width, settings
 
 
 def _six_n_plus_four(depth: int) -> int:
@@ -23,11 +23,11 @@ class WideResNet:
     """
 
     kind: Literal["wide-resnet"] = "wide-resnet"
-    depth: Annotated[int, AfterValidator(_six_n_plus_four)] = 28
-    width: PositiveFloat = 10
-    dropout: float = 0.3
-    mean: float = 0.5
-    std: PositiveFloat = 0.25
+    depth: Annotated[Depth, AfterValidator(_six_n_plus_four)] = 28
+    width: Width = 10
+    dropout: Annotated[Share, Field(lt=1)] = 0.3
+    mean: Share = 0.5
+    std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
         """The untrained network, for (N, 3, H, W)."""
@@ -57,7 +57,7 @@ class WideResNet:
 class Block(nn.Module):
     """BN, ReLU, 3×3, BN, ReLU, dropout, 3×3, added to the input; a 1×1 convolution of the pre-activation where shapes differ."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: Annotated[Share, Field(lt=1)]):
         super().__init__()
         self.activate = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
         self.residual = nn.Sequential(

@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robust_features.report.figures import curves, figure, style
+    from robust_features.report.figures import curves, figure, plain, style
     from robust_features.report.tables import label, published, table
 
-__all__ = ["curves", "figure", "label", "published", "style", "table"]
+__all__ = ["curves", "figure", "label", "plain", "published", "style", "table"]
 _HOMES = {
     "curves": "figures",
     "figure": "figures",
     "label": "tables",
+    "plain": "figures",
     "published": "tables",
     "style": "figures",
     "table": "tables",

@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from robust_features.paths import DATA, NOTEBOOKS, PARAMS, REPORTS
+from robust_features.settings import UserError
 
 TEMPLATE = Path(__file__).parent / "template"
 TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -41,6 +44,11 @@ class Page:
     key: str = ""
 
     @property
+    def address(self) -> str:
+        """`file` as links write it: the name of a notebook may hold what has a meaning there."""
+        return quote(self.file)
+
+    @property
     def executed(self) -> Path:
         """Where the stage of a groundwork page leaves its executed notebook."""
         return DATA / "runs" / f"{self.stage}-{self.key}.ipynb"
@@ -52,13 +60,19 @@ ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
 
 
 def load_run() -> dict[str, Any]:
-    """The `run` of params.yaml, not validated: `params.load` does that, and imports torch."""
-    return YAML(typ="safe").load(PARAMS)["run"]
+    """The `run` of params.yaml, not validated: `params.load` does that, and imports torch. Raises UserError if there is none."""
+    try:
+        run = YAML(typ="safe").load(PARAMS)["run"]
+        return {**run, "scale": run["scale"], "seed": run["seed"]}
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{PARAMS} has no readable run: `python -m robust_features.params` says what is wrong"
+        ) from error
 
 
 def sections() -> list[Page]:
     """A page for every notebook that has `companion` in its metadata: paper, section, artefacts."""
-    notebooks = {path: json.loads(path.read_text("utf-8")) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    notebooks = {path: read(path) for path in sorted(NOTEBOOKS.glob("[!.]*.ipynb"))}
     companions = {path: notebook["metadata"].get("companion") for path, notebook in notebooks.items()}
     for companion in filter(None, companions.values()):
         printed_first = sorted(companion["artefacts"].items(), key=lambda item: not PRINTED.search(item[0]))
@@ -68,6 +82,16 @@ def sections() -> list[Page]:
         for path, companion in companions.items()
         if companion
     ]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook as it lies on disk. Raises UserError for what is none."""
+    try:
+        notebook = json.loads(path.read_text("utf-8"))
+        return {**notebook, "cells": notebook["cells"], "metadata": notebook["metadata"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "open and save it in JupyterLab, or take it from git again"
+        raise UserError(f"{path} is not a readable notebook ({type(error).__name__}); {remedy}") from error
 
 
 def groundwork(run: dict[str, Any]) -> list[Page]:
@@ -89,11 +113,11 @@ def title(cells: list[dict[str, Any]]) -> str:
 def called(artefact: str) -> str:
     """What readers call an artefact.
 
-    >>> called("kim-appendix-d"), called("xu-hsic"), called("cross-1")
-    ('Appendix D', 'HSIC', 'Cross 1')
+    >>> called("kim-appendix-d"), called("xu-hsic"), called("cross-1"), called("mine")
+    ('Appendix D', 'HSIC', 'Cross 1', 'Mine')
     """
     words = artefact.split("-")
-    words = words if words[1].isdigit() else words[1:]
+    words = words[1:] if len(words) > 1 and not words[1].isdigit() else words
     return " ".join(word.upper() if word in ACRONYMS else word.title() for word in words)
 
 

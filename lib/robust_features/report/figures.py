@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 
+import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +23,9 @@ DPI = 150
 def style(*, plots: bool = True) -> None:
     """Set the look of all figures: colour-blind-safe palette, transparent ground. Without `plots`, for images alone.
 
-    Seaborn takes a second to import, which notebooks that only show images are spared."""
+    What a user's matplotlibrc or a cell above has set is undone first. Seaborn takes a second to import,
+    which notebooks that only show images are spared."""
+    matplotlib.rcdefaults()
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
     look = dict.fromkeys(inked, INK) | dict.fromkeys(grounds, "none") | {"figure.constrained_layout.use": True}
@@ -60,6 +63,16 @@ def figure(
     return Shown(f'<figure id="{artefact}">\n{image}\n{title}\n</figure>', data)
 
 
+def plain(text: object) -> str:
+    r"""`text` as matplotlib then draws it, letter by letter: `$` would begin an equation, `_` in front hides it from a legend.
+
+    >>> plain("_a$b$")
+    '$\\_$a\\$b\\$'
+    """
+    escaped = str(text).replace("$", r"\$")
+    return rf"$\_${escaped[1:]}" if escaped.startswith("_") else escaped
+
+
 def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str] = ()) -> None:
     """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`.
 
@@ -67,7 +80,7 @@ def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str
     names = list(names) or [*rows[hue].unique()]
     for name, part in rows.groupby(hue, sort=False):
         colour = f"C{names.index(name)}"
-        axis.plot(part[x], part["value"], marker="o", label=name, color=colour)
+        axis.plot(part[x], part["value"], marker="o", label=plain(name), color=colour)
         axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour)
 
 

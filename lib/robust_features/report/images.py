@@ -7,15 +7,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from robust_features.report.figures import plain
+
 
 def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
     """One column a name, one row an image (3, H, W), uint8 or in [0, 1]; above each image its title, if it has one."""
     count, room = min(map(len, columns.values())), 0.2 if titles else 0.0
     drawing, axis = _grid([[images[row] for images in columns.values()] for row in range(count)], room)
-    axis.set_xticks([column + 0.5 for column in range(len(columns))], columns)
+    axis.set_xticks([column + 0.5 for column in range(len(columns))], [*map(plain, columns)])
     for column, name in enumerate(columns if titles else ()):
         for row, title in enumerate(titles[name][:count]):
-            axis.text(column + 0.5, row * (1 + room) - 0.02, title, ha="center", va="bottom", fontsize=8)
+            axis.text(column + 0.5, row * (1 + room) - 0.02, plain(title), ha="center", va="bottom", fontsize=8)
     return drawing
 
 
@@ -23,8 +25,8 @@ def in_rows(rows: Mapping[str, Sequence], names: Sequence[str] = ()) -> Figure:
     """One row a name, one column an image (3, H, W), uint8 or in [0, 1]; above each column its name, if it has one."""
     count = min(map(len, rows.values()))
     drawing, axis = _grid([images[:count] for images in rows.values()], 0.0)
-    axis.set_yticks([row + 0.46 for row in range(len(rows))], rows)
-    axis.set_xticks([column + 0.5 for column in range(len(names))], names)
+    axis.set_yticks([row + 0.46 for row in range(len(rows))], [*map(plain, rows)])
+    axis.set_xticks([column + 0.5 for column in range(len(names))], [*map(plain, names)])
     return drawing
 
 

@@ -1,7 +1,6 @@
 """Running notebooks: `python -m robust_features.report.notebook run | code | pages | index | publish`. Imports no torch."""
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -15,15 +14,15 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from robust_features.paths import DATA, REPORTS, ROOT
-from robust_features.report.contents import Page, groundwork, load_run, sections
+from robust_features.paths import DATA, NOTEBOOKS, REPORTS, ROOT
+from robust_features.report.contents import GROUNDWORK, Page, groundwork, load_run, read, sections
 from robust_features.report.files import write
 from robust_features.report.index import index
 from robust_features.report.publish import publish as copy_with_manifest
-from robust_features.settings import UserError
+from robust_features.report.surroundings import apart, channel
+from robust_features.settings import UserError, nearest
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "papermill", "dvc")
 PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-error-cell-tag"  # papermill's cell tags
@@ -32,7 +31,8 @@ PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-e
 def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
     """Execute a notebook in this environment's kernel; write it to `save`, or else its page to reports/<scale>/.
 
-    Raises UserError if a cell fails or the kernel dies: the notebook as far as it came is then in data/failed/."""
+    Raises UserError for a notebook or key that is not there, before any work; and if a cell fails or the kernel dies: the
+    notebook as far as it came is then in data/failed/."""
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
     import nbformat
     import papermill
@@ -40,18 +40,21 @@ def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
     from traitlets.config import Config
 
     settings, start, clock = load_run(), datetime.now(UTC), time.monotonic()
+    path = _found(path)
+    _check_key(path, key, settings)
     name = f"{path.stem}-{key}" if key else path.stem
     partial = DATA / "failed" / f"{name}.ipynb"
+    if DATA.is_symlink() and not DATA.exists():
+        raise UserError(f"{DATA} leads to {DATA.readlink()}, which is not there: mount that disk, or remove the link")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    _check_kernel()
     try:
-        with TemporaryDirectory() as sockets:  # local and short, as sockets need it; files rather than open ports
-            channel = {"transport": "tcp" if os.name == "nt" else "ipc", "connection_file": f"{sockets}/kernel"}
+        with apart(DATA / "matplotlib") as folder:
+            _check_kernel()
             notebook = papermill.execute_notebook(
-                *(path, partial, {"key": key} if key else {}),
+                *(_literal(path), _literal(partial), {"key": key} if key else {}),
                 **{"kernel_name": "python3", "language": "python", "cwd": path.parent, "progress_bar": False},
                 **{"stdout_file": sys.stdout, "stderr_file": sys.stderr, "coalesce_streams": True},
-                **{"record_timing": False, "config": Config({"KernelManager": channel})},
+                **{"record_timing": False, "config": Config({"KernelManager": channel(folder)})},
             )
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         notebook = normalise(nbformat.read(partial, as_version=4))
@@ -63,7 +66,7 @@ def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
     if save:
         write(save, nbformat.writes(notebook))
     else:
-        page = {page.notebook: page for page in sections()}.get(path.resolve())
+        page = {page.notebook.resolve(): page for page in sections()}.get(path.resolve())
         _render(notebook, target, settings, page)
     for leftover in (partial, partial.with_suffix(".html")):
         leftover.unlink(missing_ok=True)
@@ -72,8 +75,8 @@ def run(path: Path, *, key: str = "", save: Path | None = None) -> Path:
 
 def code(folder: Path, paths: list[Path]) -> Path:
     """Write notebooks' code and tags, without prose and outputs, to `folder`: what heavy stages depend on."""
-    for path in paths:
-        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for path in map(_found, paths):
+        cells = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
         parts = (f"# %% {' '.join(_tags(cell))}".rstrip() + f"\n{''.join(cell['source'])}\n" for cell in cells)
         write(folder / f"{path.stem}.py", "\n".join(parts))
     return folder
@@ -99,20 +102,25 @@ def publish() -> Path:
 def merge(page: Page) -> Any:
     """The current notebook of a groundwork page, with the outputs and parameters of the executed one.
 
-    Raises UserError naming the stage to run if the latter is missing or was made by other code."""
+    Raises UserError naming the stage to run if the latter is missing, damaged or was made by other code."""
     import nbformat
 
     remedy = f"run `dvc repro {page.stage}@{page.key}`"
     if not page.executed.exists():
         raise UserError(f"{page.executed} is missing: {remedy}")
-    executed, notebook = (nbformat.read(path, as_version=4) for path in (page.executed, page.notebook))
+    try:
+        executed = nbformat.read(page.executed, as_version=4)
+        origin = executed.metadata["provenance"]
+    except Exception as error:  # what a truncated file raises depends on where it ends
+        raise UserError(f"{page.executed} is damaged ({type(error).__name__}): delete it and {remedy}") from error
+    notebook = nbformat.read(page.notebook, as_version=4)
     old, new = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (executed, notebook))
     first, second = ([PARAMETERS in _tags(cell) or cell.source for cell in cells] for cells in (old, new))
     if first != second:
         raise UserError(f"{page.executed} was made by other code than {page.notebook.name} has now: {remedy}")
     for before, now in zip(old, new, strict=True):
         now.update(source=before.source, outputs=before.outputs)
-    notebook.metadata["provenance"] = executed.metadata["provenance"]
+    notebook.metadata["provenance"] = origin
     return notebook
 
 
@@ -136,20 +144,20 @@ def normalise(notebook: Any) -> Any:
 
 def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dict[str, Any]:
     """Where a result comes from, for the footer of its page."""
-    commit = _output("git", "rev-parse", "HEAD") or "none"
-    changed = _output("git", "status", "--porcelain", "--", ".", ":!dvc.lock")  # dvc writes dvc.lock while it runs
-    cpu = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    cpu = "".join(re.findall(r"model name\s*: (.*)", cpu)[:1]) or platform.processor()
+    commit = _git("rev-parse", "HEAD") or "none"
+    changed = _git("status", "--porcelain", "--", ".", ":!dvc.lock")  # dvc writes dvc.lock while it runs
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else "")
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ")
-    found = {name: package.version for name in PACKAGES for package in distributions(name=name)}
+    found = {name: package.version for name in PACKAGES for package in [*distributions(name=name)][:1]}
     return {
         "commit": f"{commit} + uncommitted changes" if changed else commit,
-        "command": f"python -m robust_features.report.notebook {shlex.join(sys.argv[1:])}",
+        "command": f"python -m robust_features.report.notebook {shlex.join(map(_from_root, sys.argv[1:]))}",
         "scale": settings["scale"],
         "seed": settings["seed"],
         "started": f"{start:%Y-%m-%d %H:%M} UTC",
         "run time": f"{seconds:.0f} s",
-        "hardware": f"{cpu}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
+        "hardware": f"{(cpu or [platform.processor()])[0]}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
         "versions": {"python": platform.python_version()} | found,
     }
 
@@ -157,7 +165,8 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
 def _render(notebook: Any, target: Path, settings: dict[str, Any], page: Page | None = None) -> None:
     from robust_features.report.page import render  # imports nbconvert, 2 s
 
-    render(notebook, target, run=settings, page=page)
+    with apart(DATA / "matplotlib"):
+        render(notebook, target, run=settings, page=page)
 
 
 def _failure(name: str, notebook: Any, partial: Path) -> str:
@@ -178,17 +187,55 @@ def _tags(cell: Any) -> list[str]:
     return cell["metadata"].get("tags", [])
 
 
+def _found(path: Path) -> Path:
+    """A notebook named as seen from here, or else from the project's folder. Raises UserError if there is none."""
+    for place in (path, ROOT / path):
+        if place.is_file() and read(place):
+            return Path(os.path.abspath(place))
+    near = nearest(path.stem, [each.stem for each in NOTEBOOKS.glob("*.ipynb")])
+    raise UserError(f"there is no notebook {path}{near}; they are in {NOTEBOOKS}")
+
+
+def _check_key(path: Path, key: str, settings: dict[str, Any]) -> None:
+    """Raise UserError for a key that params.yaml has no entry for, under what this notebook runs over."""
+    kinds = [entries for notebook, entries, _ in GROUNDWORK.values() if notebook == path.stem]
+    known = [name for kind in kinds for name in settings[kind]]
+    if key and not kinds:
+        raise UserError(f"{path.name} runs once, not for an entry of params.yaml: leave out --key {key}")
+    if key and key not in known:
+        places = " and ".join(f"run.{kind}" for kind in kinds)
+        raise UserError(f"params.yaml, {places}: no entry '{key}'{nearest(key, known)}; there are {', '.join(known)}")
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which takes one in braces for a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _from_root(word: str) -> str:
+    """A word of the command line; notebooks as seen from the project's folder, wherever it was given."""
+    path = Path(word).resolve()
+    return path.relative_to(ROOT).as_posix() if word.endswith(".ipynb") and path.is_relative_to(ROOT) else word
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this checkout: not of a repository around it, nor of the one that a hook runs for; and whoever owns it."""
+    return _output("git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *arguments)
+
+
 def _output(*command: str) -> str:
-    found = shutil.which(command[0])
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() if found else ""
+    """What a command prints; nothing where it is not installed or fails."""
+    if not shutil.which(command[0]):
+        return ""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, errors="replace")
+    return "" if done.returncode else done.stdout.strip()
 
 
 def _check_kernel() -> None:
-    """Raise UserError if the kernel python3 belongs to another environment: a user's kernel may hide this one's."""
+    """Raise UserError if the kernel python3 belongs to another environment: the machine's kernel may hide this one's."""
     from jupyter_client.kernelspec import KernelSpecManager
 
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
     spec = KernelSpecManager().get_kernel_spec("python3")
     python = Path(spec.argv[0])  # a bare "python" is started as sys.executable
     if python.is_absolute() and python.parent != Path(sys.executable).parent:

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from robust_features.report.contents import LIBRARY, Page, called, groundwork, sections
 
-HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a [^>]*>#|</h)')
+HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a [^>]*class="anchor"|</h)')
 
 
 def entries(run: dict[str, Any], folder: Path) -> list[tuple[str, str, str, str]]:
     """(name, what it shows, where it stands, address) of what the pages that are made in `folder` contain."""
     found = [*_sections(folder), *_page(LIBRARY, "", folder)]
-    found += [(page.title, "", "Groundwork", page.file) for page in groundwork(run)]
-    return [entry for entry in found if (folder / entry[-1].partition("#")[0]).exists()]
+    found += [(page.title, "", "Groundwork", page.address) for page in groundwork(run)]
+    return [entry for entry in found if (folder / unquote(entry[-1].partition("#")[0])).exists()]
 
 
 def _sections(folder: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -23,11 +24,11 @@ def _sections(folder: Path) -> Iterator[tuple[str, str, str, str]]:
         place = f"{page.companion['paper']}, {page.companion['section']}"
         yield from _page(page, place, folder)
         for artefact, shows in page.companion["artefacts"].items():
-            yield called(artefact), shows, f"{place}, {artefact}", f"{page.file}#{artefact}"
+            yield called(artefact), shows, f"{place}, {artefact}", f"{page.address}#{artefact}"
 
 
 def _page(page: Page, place: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    yield page.title, "", place, page.file
+    yield page.title, "", place, page.address
     html = (folder / page.file).read_text("utf-8") if (folder / page.file).exists() else ""
     for anchor, heading in HEADING.findall(html):
-        yield unescape(re.sub("<[^>]+>", "", heading)), "", f"{place} {page.title}".strip(), f"{page.file}#{anchor}"
+        yield unescape(re.sub("<[^>]+>", "", heading)), "", f"{place} {page.title}".strip(), f"{page.address}#{anchor}"

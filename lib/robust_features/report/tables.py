@@ -1,6 +1,8 @@
 """Tables: what we measured beside what the paper prints, as CSV, HTML and LaTeX."""
 
 import re
+import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 from html import escape
 from pathlib import Path
@@ -15,7 +17,18 @@ from robust_features.report.files import Shown, write
 LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
-MATH |= {"α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon", "σ": "sigma", "∞": "infty", "≤": "le", "→": "to"}
+MATH |= {"∞": "infty", "≤": "le", "≥": "ge", "→": "to", "~": "sim", "\\": "backslash"}
+GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξπρστυφχψω",
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho "
+        "sigma tau upsilon phi chi psi omega".split(),
+        strict=True,
+    )
+)
+LATEX = {sign: rf"$\{name}$" for sign, name in (MATH | GREEK).items()}
+LATEX |= {sign: rf"\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"} | {"−": "$-$", "–": "--"}
+LATEX |= {"^": r"\textasciicircum{}", "[": "{[}", "*": "{*}"}  # after the end of a row [ and * would belong to it
 SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
 
 
@@ -62,24 +75,24 @@ def table(
     about = "~" if paper["approximate"].any() else ""
     units = ours["unit"].unique() if "unit" in ours else ["%"]
 
-    def cell(row: Series, measured: str, printed: str) -> str:
+    def cell(row: Series, measured: str, printed: str, plain: Callable[[str], str]) -> str:
         value, half = row["ours"], (row["high"] - row["low"]) / 2
-        text = measured.format("–" if pd.isna(value) else f"{value:.{decimals}f}")
-        text += "" if pd.isna(half) or pd.isna(value) else f" ±{half:.{decimals}f}"
-        text += f" {row['unit']}" if len(units) > 1 else ""
+        text = measured.format(plain("–" if pd.isna(value) else f"{value:.{decimals}f}"))
+        text += plain("" if pd.isna(half) or pd.isna(value) else f" ±{half:.{decimals}f}")
+        text += plain(f" {row['unit']}" if len(units) > 1 else "")
         if pd.notna(row["paper"]):
             change = "" if pd.isna(value) else f" ({row['difference']:+.{decimals}f})".replace("-", "−")
-            text += printed.format(f"{about}{row['paper']:.{digits}f}{change}")
+            text += printed.format(plain(f"{about}{row['paper']:.{digits}f}{change}"))
         elif pd.notna(row["reference"]):
-            text += printed.format(f"{about}{row['reference']:.{digits}f}†")
+            text += printed.format(plain(f"{about}{row['reference']:.{digits}f}†"))
         return text
 
-    def grid(measured: str, printed: str) -> DataFrame:
+    def grid(measured: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
         known = [*LABELS.values()]
         rank = {name: (known.index(name) if name in known else -1, _number(name)) for name in labelled.stack()}
         ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
-        ordered["cell"] = [cell(row, measured, printed) for _, row in ours.iterrows()]
+        ordered["cell"] = [cell(row, measured, printed, plain) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
             raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
         wide = (
@@ -89,13 +102,14 @@ def table(
             .astype(object)
             .fillna("")
         )
-        return wide.rename_axis(index=str.capitalize, columns=lambda name: None)
+        wide = wide.rename_axis(index=lambda name: plain(name.capitalize()), columns=lambda name: None)
+        return wide.rename(index=plain, columns=plain)
 
     notes = _notes(ours, paper, not_run, units, reference or {})
     folder = REPORTS / scale / "tables"
     write(folder / f"{artefact}.csv", tidy)
-    write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}"), artefact, caption))
-    body = grid("<b>{}</b>", "<small>{}</small>").to_html(escape=False, border=0)
+    write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption))
+    body = grid("<b>{}</b>", "<small>{}</small>", html_text).to_html(escape=False, border=0)
     body = body.replace("<th></th>", "<td></td>").replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
     title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
     html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
@@ -140,14 +154,14 @@ def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str],
     """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
     few, many = ours["n"].min(), ours["n"].max()
     half = " ±half of the 95 % interval" if ours["high"].notna().any() else ""
-    unit = f", in {units[0]}" if len(units) == 1 and units[0] else ""
+    unit = f", in {html_text(units[0])}" if len(units) == 1 and units[0] else ""
     notes = f"<b>Ours</b>{half}{unit}; n = {few}" + (f" to {many}." if few < many else ".")
     if paper.empty:
         return f"<p>{notes}</p>"
     difference = " (difference)" if ours["difference"].notna().any() else ""
     notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}.</small>"
     if ours["reference"].notna().any():
-        other = ", ".join(label(name) for name in reference.values())
+        other = ", ".join(html_text(label(name)) for name in reference.values())
         notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
     if not_run.empty:
         return f"<p>{notes}</p>"
@@ -158,10 +172,27 @@ def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str],
     return f"<p>{notes}</p>\n<details><summary>{summary}</summary>\n{SCROLL}{body}</div>\n</details>"
 
 
+def html_text(text: str) -> str:
+    """Text as HTML shows it letter by letter."""
+    return escape(text, quote=False)
+
+
+def latex(text: str) -> str:
+    r"""Text as LaTeX prints it letter by letter; a letter that its fonts lack is printed as its number.
+
+    >>> latex("5 % of [a_b]"), latex("~猫")
+    ('5 \\% of {[}a\\_b]', '$\\sim${[}U+732B]')
+    """
+    letters = re.sub(r"\s+", " ", text)
+    return "".join(LATEX.get(each, each if _typeset(each) else f"{{[}}U+{ord(each):04X}]") for each in letters)
+
+
+def _typeset(letter: str) -> bool:
+    """ASCII, and what LaTeX's first fonts have besides: letters with an accent, and a few more."""
+    if letter.isascii():
+        return letter.isprintable()
+    return letter in "ßæœøÆŒØ" or letter <= "ſ" and unicodedata.normalize("NFD", letter)[0].isascii()
+
+
 def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
-    styled = grid.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    text = re.sub(r"([&%$#_{}])", r"\\\1", caption)
-    latex = styled.to_latex(hrules=True, multicol_align="c", caption=text, label=artefact)
-    latex = re.sub(r"(?<!\\)%", r"\\%", latex)  # of units, which would hide the rest of the row
-    signs = {sign: f"$\\{name}$" for sign, name in MATH.items()} | {"−": "$-$", "–": "--"}
-    return latex.translate(str.maketrans(signs))
+    return grid.style.to_latex(hrules=True, multicol_align="c", caption=latex(caption), label=artefact)
