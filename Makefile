@@ -1,5 +1,5 @@
 # make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
-#                  SCALE=photographs (or quick, gpu, paper) first writes that scale into params.yaml's last line
+#                  SCALE=photographs (or quick, gpu, paper) chooses that scale first, in params.yaml
 # make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)
@@ -10,34 +10,28 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNI
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
-# Where the home cannot be written to, uv installs without its cache.
 ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
-export UV_NO_CACHE := 1
+export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
-# A CPU's scales have networks too narrow to share among cores, so the first time two dvc run beside each other. Each names its
-# stages, in order (-s): two that both looked at what they share would lock each other out. They begin without the dvc.lock of
-# another machine: after every stage DVC reads and writes it whole. Of the families, Xu et al.'s (family@x…) take as long as the
-# models of Kim et al.; the others are dealt out to both.
-both = ( dvc --wait-for-lock repro -s $(1) & dvc --wait-for-lock repro -s $(2); second=$$?; wait $$! && exit $$second )
-matching = $$(echo "$$stages" | grep -E '^($(1))')
-every_other = $$(echo "$$stages" | grep -E '^($(1))' | awk 'NR % 2 == $(2)')
-halves = $(call both,$(call every_other,$(1),0),$(call every_other,$(1),1))
-.PHONY: reproduce status test bench lab publish lock lint pages clean
+# Networks of a CPU's scales are too narrow to share among cores: the first time, two dvc run beside each other, each with every other
+# stage of a kind, first those of groups that read a dataset, at last those on constructed ones. (-s: two that both looked at what they
+# share would lock each other out.)
+share = dvc --wait-for-lock repro -s $$(echo "$$stages" | awk '/^($(1))/ && !/$(2)/ && n++ % 2 == $(3)')
+both = ( $(call share,$(1),$(2),0) & $(call share,$(1),$(2),1); second=$$?; wait $$! && exit $$second )
+.PHONY: reproduce settings status test bench lab publish lock lint pages clean
 
-reproduce: .venv/installed
-ifdef SCALE
-	@sed 's/^run: .*/run: *$(SCALE)/' params.yaml > params.yaml.new && mv params.yaml.new params.yaml
-endif
-	@python -m robust_features.params
-	@scale=$$(sed -n 's/^run: \*//p' params.yaml); if echo quick photographs | grep -qw "$$scale" && [ ! -e "reports/$$scale/index.html" ]; \
-	then [ -e data/params ] || rm -f dvc.lock; stages=$$(dvc stage list --names-only); dvc repro params code && $(call halves,dataset) \
-	&& $(call both,train attack distil $(call every_other,family@[^x],0),$(call matching,family@x) $(call every_other,family@[^x],1)) \
-	&& $(call halves,construct) && $(call halves,descend|transfer) && $(call halves,[1-7][0-9]-|groundwork); fi
+reproduce: settings
+	@scale=$$(sed -n 's/^scale: //p' params.yaml); if echo quick photographs | grep -qw "$$scale" && [ ! -e "reports/$$scale/index.html" ]; then \
+	stages=$$(dvc stage list --name-only); dvc repro params code && $(call both,dataset@,none) && $(call both,networks@,trained|architectures) \
+	&& $(call both,construct@,none) && $(call both,networks@.*(trained|architectures)|transfer@,none) \
+	&& $(call both,(kim|xu|springer|ilyas|theory|ours|speed)@|groundwork,none); fi
 	dvc repro
 
-status: .venv/installed
-	@python -m robust_features.params data/params
+settings: .venv/installed
+	@python -m companion.params $(SCALE)
+
+status: settings
 	@dvc status
 
 test: .venv/installed
@@ -51,11 +45,11 @@ bench: .venv/installed
 lab: .venv/installed
 	jupyter lab notebooks
 
-pages: .venv/installed
-	dvc repro --force --single-item $$(dvc stage list --names-only | grep '^[1-9]') groundwork-pages index
+pages: settings
+	dvc repro --force --single-item $$(dvc stage list --name-only | grep -E '^(kim|xu|springer|ilyas|theory|ours|speed)@') groundwork index
 
 publish: .venv/installed
-	python -m robust_features.report.notebook publish
+	python -m companion.pipeline publish
 
 lint: .venv/installed
 	ruff check --fix .
@@ -73,8 +67,7 @@ clean:
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
 	touch $@
 
-# DVC asks for a git repository. A ZIP of the project is none, and one around it is not ours; where `data` is a link to another
-# disk, DVC takes that for outside of it.
+# DVC asks for a git repository. A ZIP of the project is none; where `data` is a link to another disk, DVC takes it for outside.
 ifneq ($(shell [ -e .git ] && [ ! -L data ] || echo none),)
 .venv/installed: .dvc/config.local
 .dvc/config.local:

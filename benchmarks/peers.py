@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from robust_features.datasets import ImageSet
-from robust_features.models import Network
-from robust_features.paths import ROOT
+from companion.datasets import ImageSet
+from companion.paths import ROOT
+from robust_features.networks import Network
 
 FOLDER = Path(os.environ.get("BENCHMARK_PEERS", ROOT.parent))
 REPOSITORIES = {"auto-attack": "fra31", "Adversarial-Information-Bottleneck": "ByungKwanLee", "IB-RAR": "xiaoyunxxy"}

@@ -16,17 +16,18 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.run import RESULTS, commit, machine, versions
-from robust_features import datasets, evaluation, params, training
+from companion import datasets, evaluations, params, trained
+from companion.datasets import Cifar, ImageSet
+from companion.files import atomic
+from companion.params import Run
+from companion.paths import ROOT
+from robust_features import evaluation, training
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
-from robust_features.datasets import Cifar, ImageSet
-from robust_features.files import atomic
 from robust_features.hardware import Hardware, HardwareSettings, choose
-from robust_features.models import VGG16, Network
-from robust_features.objectives import Adversarial
-from robust_features.params import Run
-from robust_features.paths import ROOT
+from robust_features.networks import VGG16, Network
 from robust_features.training import Adam, OneCycle, Training
+from robust_features.training.objectives import Adversarial
 
 SEEDS = (0, 1, 2)
 PHOTOGRAPHS = Training(
@@ -75,12 +76,12 @@ def main() -> None:
 
 def defended(run: Run, exact: Hardware) -> Iterator[Case]:
     """The networks of the run that are trained adversarially."""
-    plain = run.dimensions("adversarial")
-    for model in run.dimensions("adversarial", "trades", "mart"):
-        settings, attack = run.models[model], run.attacks_on(model)["pgd"]
+    plain = run.dimensions("kim/", "adversarial")
+    for member in run.dimensions("kim/", "adversarial", "trades", "mart"):
+        group, settings = run.networks[member.rpartition("/")[0]], run.members("kim/")[member]
         splits = {name: datasets.load(settings.dataset, name) for name in ("train", "validation", "test")}
-        network, _ = training.load(model, hardware=exact)
-        yield Case(model, network, settings, splits, attack, model in plain)
+        network = trained.load(member, hardware=exact)
+        yield Case(member, network, settings, splits, group.attacks["pgd"], member in plain)
 
 
 def photographs(exact: Hardware) -> Case:
@@ -109,7 +110,7 @@ def trainings(case: Case, exact: Hardware) -> Iterator[dict[str, Any]]:
         for precision in ("fp32", "bf16"):
             hardware = replace(exact, precision=precision)
             network = training.train(case.splits, replace(case.settings, seed=seed), hardware=hardware).network
-            found = evaluation.attack_each({"pgd": case.attack}, network, test, hardware=exact, seed=0)
+            found = evaluations.attack_each({"pgd": case.attack}, network, test, hardware=exact, seed=0)
             for example, result in found.items():
                 row = {"model": case.model, "precision": precision, "seed": seed, "example": example}
                 yield row | _accuracy(result.predictions, test)

@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
 from benchmarks.works import Outcome, Work, prepare, works
-from robust_features.datasets import ImageSet
-from robust_features.files import atomic
+from companion.datasets import ImageSet
+from companion.files import atomic
+from companion.paths import ROOT
 from robust_features.hardware import Hardware, HardwareSettings, choose
-from robust_features.paths import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 0.3  # percentage points between the two sides' accuracies

@@ -9,15 +9,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import peers
-from robust_features import attacks, bottleneck, datasets, evaluation, training
+from companion import datasets
+from companion.datasets import Digits, ImageSet
+from robust_features import attacks, bottleneck, evaluation, training
 from robust_features.attacks import PGD, CarliniWagner
 from robust_features.batches import Augmentation, as_float
 from robust_features.construction import Robustified, construct, others
-from robust_features.datasets import Digits, ImageSet
 from robust_features.dependence import HSIC
 from robust_features.evaluation import attack_all
 from robust_features.hardware import Hardware
-from robust_features.models import VGG16, Network, build
+from robust_features.networks import VGG16, Network, build
 from robust_features.regularisers import IBRAR
 
 EPSILON, STEP = 0.2, 0.046  # of the digits; the step is Kim et al.'s, 2.3 epsilon over ten steps
@@ -98,7 +99,7 @@ def works(bench: Bench) -> list[Work]:
     hundred, step = bench.test.take(slice(100)), {"epsilon": EPSILON, "step_size": STEP, "steps": 10}
     pgd, first = PGD(**step), {"note": "ours lets an image rest at its first misclassified iterate"}
     torch_pgd = _peer(bench, peers.torchattack, "PGD", eps=EPSILON, alpha=STEP, steps=10)
-    keep_first = _lazy(bench, lambda: PGD(**step, keep="first"))
+    keep_first = _lazy(bench, lambda: PGD(**step, until="fooled"))
     torch_apgd = _peer(bench, peers.torchattack, "APGD", eps=EPSILON, steps=50)
     our_apgd = _lazy(bench, lambda: attacks.APGD(epsilon=EPSILON, steps=50))
     return [
@@ -306,7 +307,7 @@ def _their_channels(bench: Bench) -> Callable[[ImageSet], Outcome]:
 
 def _our_images(bench: Bench) -> Callable[[ImageSet], Outcome]:
     def ours(images: ImageSet) -> Outcome:
-        how = Robustified(steps=20, step_size="lbfgs")
+        how = Robustified(steps=20, method="lbfgs")
         made = construct(how, bench.network, images, hardware=bench.hardware, seed=0, batch_size=BATCH)
         return {"distance_left": 100 * (made.after.double().mean() / made.before.double().mean()).item()}
 

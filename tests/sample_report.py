@@ -1,4 +1,4 @@
-"""A small project for the report's tests: params.yaml, claims.yaml and notebooks in a temporary folder."""
+"""A small project for the report's tests: run.yaml, claims.yaml and notebooks in a temporary folder."""
 
 from pathlib import Path
 
@@ -6,21 +6,20 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from robust_features import claims
-from robust_features.report import contents, figures, index, library, notebook, publish, tables
+from companion import paths
+from companion.report import contents
 
-PARAMS = """
-quick: &quick
+RUN = """
+made_of: nothing
+run:
   scale: quick
   title: Digits in minutes
   seed: 7
   datasets: {digits: {kind: digits}}
-  models: {digits-vgg16-standard: {dataset: digits}}
-  families: {layers: {}}
-  constructed: {robust: {}}
-  descendants: {trained: {}}
+  networks: {kim/vgg16: {members: {}}, springer/sources: {members: {}}}
+  constructed: {springer/main: {}}
   transfers: {}
-run: *quick
+  sections: {11-first: {count: 3}}
 """
 CLAIMS = """
 agreement:
@@ -41,15 +40,19 @@ COMPANION = {"paper": "Kim et al. 2021", "artefacts": ARTEFACTS}
 
 
 def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Point the report at `root`, which gets params.yaml, claims.yaml, two sections and the groundwork notebooks."""
-    places = {"REPORTS": root / "reports", "DATA": root / "data", "NOTEBOOKS": root / "notebooks"}
-    files = {"PARAMS": root / "params.yaml", "CLAIMS": root / "claims.yaml", "ROOT": root}
-    for module in (claims, contents, figures, index, library, notebook, publish, tables):
-        for name, place in {**places, **files}.items():
-            if hasattr(module, name):
-                patch.setattr(module, name, place)
-    (root / "params.yaml").write_text(PARAMS)
-    (root / "claims.yaml").write_text(CLAIMS)
+    """Make `root` the project, with run.yaml, claims.yaml, two sections and the groundwork notebooks."""
+    for name in ("REPORTS", "DATA", "NOTEBOOKS"):
+        patch.setattr(paths, name, root / name.lower())
+    for name in ("PARAMS", "RUN", "CLAIMS"):
+        patch.setattr(paths, name, root / f"{name.lower()}.yaml")
+    patch.setattr(paths, "ROOT", root)
+    for name, text in (
+        ("run", RUN),
+        ("claims", CLAIMS),
+        ("params", ""),
+        ("dvc", ""),
+    ):  # by the last two a kernel knows it
+        (root / f"{name}.yaml").write_text(text)
     for name, section in (("11-first", "3.1"), ("12-second", "3.2")):
         write_notebook(root, name, ["# A *claim*"], companion={**COMPANION, "section": section})
     for name, *_ in contents.GROUNDWORK.values():
@@ -58,10 +61,10 @@ def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def write_notebook(root: Path, name: str, cells: list[str], **metadata: object) -> Path:
-    """A notebook of `cells`: Markdown if it starts with #; the cell that begins with `key` is tagged as parameters."""
+    """A notebook of `cells`: Markdown if it starts with #; that which begins with `key` or `count` is tagged parameters."""
     made = [new_markdown_cell(cell) if cell.startswith("#") else new_code_cell(cell) for cell in cells]
     for cell in made:
-        if cell.cell_type == "code" and cell.source.startswith("key ="):
+        if cell.cell_type == "code" and cell.source.startswith(("key =", "count =")):
             cell.metadata["tags"] = ["parameters"]
     path = root / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(exist_ok=True)

@@ -27,9 +27,10 @@ from robust_features.attacks import (
 )
 from robust_features.attacks.apgd import dlr, targeted_dlr
 from robust_features.attacks.fab import to_hyperplane
+from robust_features.attacks.tanh import feature_term
 from robust_features.attacks.targets import each_target
 from robust_features.bottleneck import Bottleneck
-from robust_features.models import VGG16, build, folded, frozen
+from robust_features.networks import VGG16, build, folded, frozen
 from robust_features.regularisers import IBRAR
 
 pytestmark = pytest.mark.numeric
@@ -208,8 +209,8 @@ def test_an_infinite_ball_leaves_only_the_pixel_range():
 
 
 BOUNDED = [
-    PGD(epsilon=0.05, step_size=0.02, keep="first"),
-    PGD(epsilon=0.05, step_size=0.02, keep="first", loss="margin", restarts=3),
+    PGD(epsilon=0.05, step_size=0.02, until="fooled"),
+    PGD(epsilon=0.05, step_size=0.02, until="fooled", loss="margin", restarts=3),
     NIFGSM(epsilon=0.05, step_size=0.02),
     APGD(epsilon=0.05, steps=10),
     APGD(epsilon=0.05, steps=10, loss="dlr"),
@@ -278,11 +279,11 @@ def test_an_image_is_attacked_alike_in_any_batch(network, photographs, attack):
 
 def test_an_image_rests_at_its_first_misclassified_iterate(network, photographs):
     (x, y), network = photographs, precise(network).eval()
-    attack = PGD(epsilon=0.1, step_size=0.01, steps=10, random_start=False, keep="first")
+    attack = PGD(epsilon=0.1, step_size=0.01, steps=10, random_start=False, until="fooled")
     rested = attack(folded(network), x, y, generator=draws())
     for number, image in enumerate(rested):
         for steps in range(1, 11):
-            shorter = replace(attack, keep="last", steps=steps)
+            shorter = replace(attack, until="end", steps=steps)
             iterate = shorter(folded(network), x[number : number + 1], y[number : number + 1], generator=draws())
             if network(iterate).argmax(1) != y[number] or network(x[number : number + 1]).argmax(1) != y[number]:
                 break
@@ -448,6 +449,16 @@ def test_the_feature_term_written_out_has_no_gradient_behind_a_piecewise_linear_
     )
     cw = CarliniWagner(**how)(folded(network), x, y, generator=draws())
     torch.testing.assert_close(nrf, cw, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit, length", [("image", 3**0.5), ("batch", 1.0)])
+def test_the_feature_term_as_it_is_run_pushes_along_a_unit_vector_on_the_given_channels(unit, length):
+    z = torch.rand(3, 4, 2, 2, generator=draws()).requires_grad_(True)
+    channels = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 4, 1, 1).expand(3, 4, 1, 1)
+    term = feature_term(z.square().flatten(1).sum(1), z, channels, order="first", unit=unit)
+    (push,) = torch.autograd.grad(term.sum(), z)
+    assert (push[:, 2:] == 0).all() and push.norm().item() == pytest.approx(length, rel=1e-5)
+    torch.testing.assert_close(push[0, :2] / push[0].norm(), -(z / z[:, :2].flatten(1).norm(dim=1)[0])[0, :2].detach())
 
 
 @pytest.mark.parametrize("units", ["robust", "nonrobust"])

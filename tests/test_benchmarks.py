@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from robust_features.datasets import ImageSet
-from robust_features.paths import ROOT
+from companion.datasets import ImageSet
+from companion.paths import ROOT
 
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 

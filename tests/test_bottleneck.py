@@ -8,8 +8,8 @@ from torch.distributions import Normal, kl_divergence
 
 from robust_features import hardware
 from robust_features.bottleneck import Bottleneck, Distillation, distil, information_loss, perturb
-from robust_features.models import VGG16, build
-from robust_features.models.network import Network, pooled
+from robust_features.networks import VGG16, build
+from robust_features.networks.network import Network, pooled
 
 pytestmark = pytest.mark.numeric
 

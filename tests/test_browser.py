@@ -13,15 +13,14 @@ import pandas as pd
 import pytest
 from sample_report import make_project, write_notebook
 
-from robust_features import report
-from robust_features.paths import DATA, REPORTS
-from robust_features.report import contents, index, library, notebook, page
+from companion import paths, report
+from companion.report import contents, index, library, page
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM.exists() and DRIVER.exists()), reason="needs Debian's packages chromium and chromium-driver"
 )
-AXE = Path(os.environ.get("AXE", DATA / "downloads" / "axe.min.js"))
+AXE = Path(os.environ.get("AXE", paths.DATA / "downloads" / "axe.min.js"))
 RULES = """
 const done = arguments[0];
 axe.run({resultTypes: ["violations"]}).then(found => done(found.violations
@@ -50,37 +49,43 @@ class Visit:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """The report's pages where `dvc repro` has made them, or else those of a sample."""
-    if (REPORTS / "quick/index.html").exists():
-        yield sorted(REPORTS.rglob("*.html"))
+    if (paths.REPORTS / "quick/index.html").exists():
+        yield sorted(paths.REPORTS.rglob("*.html"))
         return
     with pytest.MonkeyPatch.context() as patch:
-        yield sorted(make_sample(make_project(tmp_path_factory.mktemp("sample"), patch)).rglob("*.html"))
+        root = make_project(tmp_path_factory.mktemp("sample"), patch)
+        for name in ("11-first", "12-second"):
+            make_section(root, name, patch)
+        run = contents.load_run()
+        for place in contents.groundwork(run):
+            page.render(
+                nbformat.read(place.notebook, as_version=4), paths.REPORTS / "quick" / place.file, run=run, page=place
+            )
+        library.render(run)
+        index.scale_index(run)
+        index.all_scales()
+        yield sorted(paths.REPORTS.rglob("*.html"))
 
 
-def make_sample(root):
-    """Pages with a table, figures, equations and code, as their notebooks would make them."""
+def make_section(root, name, patch):
+    """A page with a table, a figure, equations and code, as its notebook would make it."""
+    target = root / "reports/quick" / name / "index.html"
+    patch.setenv(paths.PAGE, str(target.parent))
     names = [{"dataset": "digits", "example": e, "network": n} for e in ("fgsm", "pgd") for n in ("vgg16", "wrn28-10")]
     rows = pd.DataFrame(names).assign(value=50.0, low=45.0, high=55.0, n=100)
     options = {"index": ["dataset"], "columns": ["example", "network"], "reference": {"dataset": "cifar10"}}
-    table = report.table(rows, artefact="kim-table-2", scale="quick", caption="Agreement", **options)
+    table = report.table(rows, artefact="kim-table-2", caption="Agreement", **options)
     report.style()
     fig, _ = plt.subplots()
-    figure = report.figure(fig, artefact="kim-figure-5", scale="quick", alt="Empty axes", data=rows)
+    figure = report.figure(fig, artefact="kim-figure-5", alt="Empty axes", data=rows)
     cells = ["# A claim\n\n[Table](#kim-table-2)\n\n$$" + "x + " * 60 + "\\frac{1}{2}$$", "table", "figure"]
-    run = contents.load_run()
     companion = {"paper": "Kim et al. 2021", "section": "3", "artefacts": {"kim-table-2": "A", "kim-figure-5": "B"}}
-    for name in ("11-first", "12-second"):
-        write_notebook(root, name, cells, companion=companion)
-    for place in [*contents.sections(), *contents.groundwork(run)]:
-        made = nbformat.read(place.notebook, as_version=4)
-        for cell, shown in zip(made.cells[1:], (table, figure), strict=True):
-            if place.companion:
-                cell["outputs"] = [nbformat.v4.new_output("execute_result", {"text/html": shown.html})]
-        page.render(made, root / "reports/quick" / place.file, run=run, page=place)
-    library.render(run)
-    index.scale_index(run)
-    index.all_scales()
-    return notebook.REPORTS
+    path = write_notebook(root, name, cells, companion=companion)
+    made = nbformat.read(path, as_version=4)
+    for cell, shown in zip(made.cells[1:], (table, figure), strict=True):
+        cell["outputs"] = [nbformat.v4.new_output("execute_result", {"text/html": shown.html})]
+    place = next(place for place in contents.sections() if place.notebook == path)
+    page.render(made, target, run=contents.load_run(), page=place)
 
 
 @pytest.fixture(scope="module")
@@ -124,23 +129,30 @@ def visit(browser, path):
 
 
 def test_no_page_asks_for_anything_outside_the_file_system(visits):
-    asked = [(visit.page.name, url) for visit in visits for url in visit.requests]
+    asked = [(named(visit.page), url) for visit in visits for url in visit.requests]
     assert len(asked) >= len(visits) > 0
     assert not [each for each in asked if urlsplit(each[1]).scheme not in ("file", "data", "about", "blob", "chrome")]
 
 
 def test_no_page_reports_an_error(visits):
-    assert not [(visit.page.name, error) for visit in visits for error in visit.errors]
+    assert not [(named(visit.page), error) for visit in visits for error in visit.errors]
 
 
 def test_every_image_is_drawn_and_described(visits):
-    assert not [(visit.page.name, alt) for visit in visits for alt, width in visit.images if not alt or width == 0]
+    assert not [(named(visit.page), alt) for visit in visits for alt, width in visit.images if not alt or width == 0]
     assert any(visit.images for visit in visits)
 
 
 def test_every_link_leads_to_a_file_and_every_anchor_to_an_element(visits):
-    local = [(visit.page.name, urlsplit(link)) for visit in visits for link in visit.links if link.startswith("file:")]
+    local = [
+        (named(visit.page), urlsplit(link)) for visit in visits for link in visit.links if link.startswith("file:")
+    ]
     assert local and not [each for each in local if not leads_somewhere(each[1])]
+
+
+def named(path):
+    """Pages of sections are all called index.html."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def leads_somewhere(link):
@@ -150,11 +162,11 @@ def leads_somewhere(link):
 
 
 def test_no_page_scrolls_sideways(visits):
-    assert not [(each.page.name, *wide) for each in visits for wide in each.widths.items() if wide[1] > wide[0]]
+    assert not [(named(each.page), *wide) for each in visits for wide in each.widths.items() if wide[1] > wide[0]]
 
 
 def test_no_page_is_over_two_megabytes(pages):
-    assert not [(path.name, size) for path in pages if (size := path.stat().st_size) > 2_000_000]
+    assert not [(named(path), size) for path in pages if (size := path.stat().st_size) > 2_000_000]
 
 
 @pytest.mark.skipif(not AXE.exists(), reason=f"needs axe-core's axe.min.js as {AXE}, or where AXE says")
@@ -163,14 +175,14 @@ def test_axe_finds_no_serious_violation(browser, pages, width, colours):
     scheme = {"name": "prefers-color-scheme", "value": colours}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     resize(browser, width)
-    alike = {re.sub(r"(groundwork/[a-z]+)-.*", r"\1", path.as_posix()): path for path in pages}  # one page a stage
+    alike = {re.sub(r"(groundwork/[a-z]+)/.*", r"\1", path.as_posix()): path for path in pages}  # one page a stage
     found = []
     for path in alike.values():
         if "published" not in path.parts:  # those are kept as they were made
             browser.get(path.as_uri())
             browser.execute_script(LOOK)
             browser.execute_script(AXE.read_text("utf-8"))
-            found += [(path.name, *violation) for violation in browser.execute_async_script(RULES)]
+            found += [(named(path), *violation) for violation in browser.execute_async_script(RULES)]
     assert not found
 
 
@@ -181,7 +193,7 @@ def test_search_finds_headings_artefacts_and_functions_and_enter_follows_the_fir
         here = "return document.readyState === 'complete' && location.href"
         return WebDriverWait(browser, 20).until(lambda _: address in (browser.execute_script(here) or ""))
 
-    start = next(path for path in pages if path.name.startswith("11-") and "published" not in path.parts)
+    start = next(path for path in pages if path.parent.name.startswith("11-") and "published" not in path.parts)
     browser.get(start.as_uri())
     box = browser.find_element("css selector", ".bar input")
     box.send_keys("kim-table-2\n")

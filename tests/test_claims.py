@@ -2,19 +2,13 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from robust_features import claims
-from robust_features.claims import Rule, entries, verdict
-from robust_features.report import contents
+from companion import claims, paths
+from companion.claims import Rule, entries, verdict
+from companion.report import contents
 from robust_features.settings import UserError
 
 HOMES = {artefact for page in contents.sections() for artefact in page.companion["artefacts"]}
 RULE = Rule(compare="features", more="R", less="Int")
-
-
-@pytest.fixture
-def reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "REPORTS", tmp_path)
-    return tmp_path
 
 
 def rows(robust, intermediate, spread=2.0, example="pgd"):
@@ -25,15 +19,15 @@ def rows(robust, intermediate, spread=2.0, example="pgd"):
     )
 
 
-def keep(reports, rows, kind="tables", artefact="kim-table-1"):
-    path = reports / "quick" / kind / f"{artefact}.csv"
+def keep(page, rows, kind="tables", artefact="kim-table-1"):
+    path = page / kind / f"{artefact}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(path, index=False)
 
 
-def judge(rule, artefact="kim-table-1"):
+def judge(rule, page, artefact="kim-table-1"):
     entry = claims.Entry(paper="P", place="T", artefact=artefact, claim="C", rule=rule)
-    found = claims.judge(entry, scale="quick")
+    found = claims.judge(entry, page)
     return found.confirmed, found.reversed, found.undecided
 
 
@@ -48,73 +42,89 @@ def judge(rule, artefact="kim-table-1"):
     ],
     ids=["apart", "reversed", "overlapping", "mixed", "absent"],
 )
-def test_a_verdict_follows_the_intervals(reports, judged, word):
-    keep(reports, judged)
-    assert verdict("kim-robust-features-hold", scale="quick").word == word
+def test_a_verdict_follows_the_intervals(page, judged, word):
+    keep(page, judged)
+    assert verdict("kim-robust-features-hold").word == word
 
 
-def test_a_perturbed_result_changes_the_verdict(reports):
+def test_a_verdict_is_about_its_own_page_and_the_contents_about_all(page, monkeypatch):
+    keep(page / "11-first", rows(90, 50))
+    assert verdict("kim-robust-features-hold").word == "holds", "found below the folder too"
+    monkeypatch.setenv(paths.PAGE, str(page / "12-second"))
+    assert verdict("kim-robust-features-hold").word == "not run at this scale"
+    keep(page / "12-second", rows(50, 90))
+    assert verdict("kim-robust-features-hold").word == "does not hold"
+
+
+def test_a_claim_that_there_is_not_is_named_with_the_nearest():
+    with pytest.raises(
+        UserError, match="claims.yaml has no 'kim-robust-feature-hold'; did you mean 'kim-robust-features"
+    ):
+        verdict("kim-robust-feature-hold")
+
+
+def test_a_perturbed_result_changes_the_verdict(page):
     before = rows(90, 50)
-    keep(reports, before)
-    assert verdict("kim-robust-features-hold", scale="quick").word == "holds"
+    keep(page, before)
+    assert verdict("kim-robust-features-hold").word == "holds"
     robust = before["features"] == "R"
-    keep(reports, before.assign(**{c: before[c] - 45 * robust for c in ("ours", "low", "high")}))
-    assert verdict("kim-robust-features-hold", scale="quick").word == "does not hold"
+    keep(page, before.assign(**{c: before[c] - 45 * robust for c in ("ours", "low", "high")}))
+    assert verdict("kim-robust-features-hold").word == "does not hold"
 
 
-def test_rows_are_chosen_by_where_and_unless_and_matched_on_all_else_but_what_is_ignored(reports):
+def test_rows_are_chosen_by_where_and_unless_and_matched_on_all_else_but_what_is_ignored(page):
     both = pd.concat([rows(90, 50), rows(50, 90, example="cw")]).assign(channels=range(4))
-    keep(reports, both)
-    assert judge(RULE) == (0, 0, 0)
-    assert judge(Rule(**vars(RULE) | {"ignore": ["channels"]})) == (1, 1, 0)
+    keep(page, both)
+    assert judge(RULE, page) == (0, 0, 0)
+    assert judge(Rule(**vars(RULE) | {"ignore": ["channels"]}), page) == (1, 1, 0)
     for chosen in ({"where": {"example": ["cw"]}}, {"unless": {"example": ["pgd"]}}):
-        assert judge(Rule(**vars(RULE) | {"ignore": ["channels"]} | chosen)) == (0, 1, 0)
+        assert judge(Rule(**vars(RULE) | {"ignore": ["channels"]} | chosen), page) == (0, 1, 0)
 
 
-def test_a_value_is_held_against_a_constant(reports):
-    keep(reports, rows(90, 10))
-    assert judge(Rule(above=30)) == (1, 1, 0) and judge(Rule(above=11)) == (1, 0, 1)
+def test_a_value_is_held_against_a_constant(page):
+    keep(page, rows(90, 10))
+    assert judge(Rule(above=30), page) == (1, 1, 0) and judge(Rule(above=11), page) == (1, 0, 1)
 
 
-def test_dimensions_are_text_so_that_numbers_and_truth_values_match_what_claims_yaml_says(reports):
-    keep(reports, rows(90, 50).assign(features=["true", "false"], epsilon=0.5))
-    assert judge(Rule(compare="features", more="true", less="false", where={"epsilon": ["0.5"]})) == (1, 0, 0)
+def test_dimensions_are_text_so_that_numbers_and_truth_values_match_what_claims_yaml_says(page):
+    keep(page, rows(90, 50).assign(features=["true", "false"], epsilon=0.5))
+    assert judge(Rule(compare="features", more="true", less="false", where={"epsilon": ["0.5"]}), page) == (1, 0, 0)
 
 
-def test_several_artefacts_are_judged_together_as_far_as_they_are_there(reports):
-    keep(reports, rows(90, 50))
-    assert judge(RULE, artefact=["kim-table-1", "kim-table-2"]) == (1, 0, 0)
-    keep(reports, rows(50, 90, example="cw"), artefact="kim-table-2")
-    assert judge(RULE, artefact=["kim-table-1", "kim-table-2"]) == (1, 1, 0)
+def test_several_artefacts_are_judged_together_as_far_as_they_are_there(page):
+    keep(page, rows(90, 50))
+    assert judge(RULE, page, artefact=["kim-table-1", "kim-table-2"]) == (1, 0, 0)
+    keep(page, rows(50, 90, example="cw"), artefact="kim-table-2")
+    assert judge(RULE, page, artefact=["kim-table-1", "kim-table-2"]) == (1, 1, 0)
 
 
-def test_the_papers_values_that_were_not_run_are_no_results(reports):
-    keep(reports, rows(90, 50).assign(ours=float("nan"), low=float("nan"), high=float("nan"), paper=50))
-    assert judge(RULE) == (0, 0, 0)
+def test_the_papers_values_that_were_not_run_are_no_results(page):
+    keep(page, rows(90, 50).assign(ours=float("nan"), low=float("nan"), high=float("nan"), paper=50))
+    assert judge(RULE, page) == (0, 0, 0)
 
 
-def test_a_figure_without_intervals_decides_nothing(reports):
-    keep(reports, rows(90, 50).rename(columns={"ours": "value"})[["features", "value"]], kind="figures")
-    assert judge(RULE) == (0, 0, 1)
-    keep(reports, pd.DataFrame({"features": ["R", "Int"], "x": [1, 2]}), kind="figures")
-    assert judge(RULE) == (0, 0, 0)
+def test_a_figure_without_intervals_decides_nothing(page):
+    keep(page, rows(90, 50).rename(columns={"ours": "value"})[["features", "value"]], kind="figures")
+    assert judge(RULE, page) == (0, 0, 1)
+    keep(page, pd.DataFrame({"features": ["R", "Int"], "x": [1, 2]}), kind="figures")
+    assert judge(RULE, page) == (0, 0, 0)
 
 
-def test_two_rows_that_agree_on_everything_are_refused(reports):
-    keep(reports, pd.concat([rows(90, 50)] * 2))
+def test_two_rows_that_agree_on_everything_are_refused(page):
+    keep(page, pd.concat([rows(90, 50)] * 2))
     with pytest.raises(pd.errors.MergeError):
-        judge(RULE)
+        judge(RULE, page)
 
 
-def test_a_rule_about_a_column_that_is_not_there_is_refused(reports):
-    keep(reports, rows(90, 50))
+def test_a_rule_about_a_column_that_is_not_there_is_refused(page):
+    keep(page, rows(90, 50))
     with pytest.raises(UserError, match="kim-table-1 has no column given"):
-        judge(Rule(compare="given", more="true", less="random"))
+        judge(Rule(compare="given", more="true", less="random"), page)
 
 
 def test_a_misspelt_key_of_claims_yaml_is_named(tmp_path, monkeypatch):
     (tmp_path / "claims.yaml").write_text("mine: {paper: P, place: T, artefact: a, claim: C, rule: {abov: 1}}")
-    monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims.yaml")
+    monkeypatch.setattr(paths, "CLAIMS", tmp_path / "claims.yaml")
     with pytest.raises(ValidationError, match="mine.rule\n.*did you mean 'above'"):
         entries()
 

@@ -1,29 +1,19 @@
-import shutil
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from precise import precise
-from pydantic import TypeAdapter
+from sample_networks import CPU
 from scipy.stats import chi2_contingency
 from torch import Generator
 
-from robust_features import construction, datasets, hardware, store, training
-from robust_features.attacks import PGD
-from robust_features.batches import as_float
-from robust_features.construction import Constructions, Recipe, Relabelled, Robustified, construct, others
-from robust_features.datasets import Digits, ImageSet
-from robust_features.families import Family
-from robust_features.models import VGG16, build
-from robust_features.objectives import Standard
-from robust_features.training import SGD, Trained, Training
+from robust_features import construction
+from robust_features.batches import ImageSet, as_float
+from robust_features.construction import Relabelled, Robustified, construct, others
+from robust_features.networks import VGG16, build
 
 pytestmark = pytest.mark.numeric
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
-SETTINGS = Training(dataset="digits", network=VGG16(width=0.0625), objective=Standard(), epochs=1,
-                    optimiser=SGD(learning_rate=0.1), monitor=PGD(epsilon=0.1, step_size=0.1))  # fmt: skip
 HALF_LEVEL = 0.5 / 255  # what rounding to uint8 moves a pixel by, at most
 
 
@@ -60,7 +50,7 @@ def test_robustification_brings_the_representation_nearer_and_keeps_the_label(ne
 
 def test_lbfgs_comes_as_near_in_a_fifth_of_the_steps(network, images):
     usual = make(Robustified(steps=60, step_size=0.1), network, images)
-    quick = make(Robustified(steps=12, step_size="lbfgs"), network, images)
+    quick = make(Robustified(steps=12, method="lbfgs"), network, images)
     assert quick.after.mean() < usual.after.mean()
 
 
@@ -105,7 +95,7 @@ def test_images_begin_from_others_uniformly():
     "construction",
     [
         Robustified(steps=5, step_size=0.3),
-        Robustified(steps=5, step_size="lbfgs"),
+        Robustified(steps=5, method="lbfgs"),
         Relabelled(targets="random", steps=5),
     ],
     ids=["robustified", "lbfgs", "relabelled"],
@@ -120,110 +110,16 @@ def test_the_same_dataset_comes_out_again_and_in_any_batch(network, images, cons
     assert apart.max() <= 1 and apart.float().mean() < 0.01, "but for the rounding to uint8"
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch, network):
-    for module in (datasets, store, construction):
-        monkeypatch.setattr(module, "DATA", tmp_path)
-    digits = Digits(train=20, validation=5, test=10, size=32)
-    datasets.save("digits", datasets.read(digits, seed=0), digits)
-    trained = Trained(network, pd.DataFrame(columns=training.HISTORY))
-    training.save(store.folder("models", "sources/robust"), trained, SETTINGS, classes=tuple("0123456789"))
-    other = Trained(replace(SETTINGS, seed=1).build(10).eval(), trained.history)
-    training.save(store.folder("models", "sources/other"), other, SETTINGS, classes=tuple("0123456789"))
-    return tmp_path
+def test_batches_that_are_kept_are_not_made_again_and_all_others_are(network, images, monkeypatch):
+    how, kept, calls, move = Robustified(steps=3, step_size=0.2), {}, [], Robustified.move
 
+    def once(first, make):
+        return kept[first] if first in kept else kept.setdefault(first, make())
 
-SOURCES = {"sources": Family(members={"robust": SETTINGS, "other": SETTINGS}, attacks={})}
-
-
-def cook(member, how, splits=("train",), id="new/it"):
-    entry = Constructions(
-        dataset="digits", family="sources", sets={"it": Recipe(member=member, make=how, splits=splits)}
-    )
-    construction.make("new", entry, SOURCES, hardware=CPU, seed=3, report=lambda line: None)
-    return {split: construction.load(id, split) for split in splits}
-
-
-def test_a_constructed_dataset_is_a_dataset_like_any_other(data, network):
-    made = cook("robust", Relabelled(targets="next", steps=2))["train"]
-    assert torch.equal(datasets.load("new/it", "train").images, made.images.images)
-    assert torch.equal(datasets.load("new/it", "test").images, datasets.load("digits", "test").images)
-    again = construction.load("new/it", "train")
-    assert torch.equal(again.began, made.began) and torch.equal(again.reached, made.reached)
-
-
-def test_distances_are_the_means_of_what_was_made(data):
-    made = cook("robust", Robustified(steps=2), ("test",))
-    row = construction.distances({"it": "new/it"}, "test").loc["it"]
-    assert row["before / after"] == pytest.approx((made["test"].before.mean() / made["test"].after.mean()).item())
-    assert row["n"] == 10 and row["L2 moved"] == pytest.approx(made["test"].l2.mean().item())
-
-
-def test_a_set_made_for_tests_has_no_training_images(data):
-    cook("robust", Robustified(steps=1), ("test",))
-    assert [part.name for part in (data / "constructed" / "new" / "it").iterdir()] == ["test"]
-
-
-def test_of_every_member_one_set_is_made_the_same_as_by_itself(data):
-    expected = cook("other", Robustified(steps=2), ("test",))["test"]
-    together = cook("every", Robustified(steps=2), ("test",), "new/it/other")["test"]
-    assert torch.equal(together.images.images, expected.images.images)
-    cards = {name: store.load(data / "constructed/new/it" / name / "test").card for name in ("robust", "other")}
-    assert [card["network"] for card in cards.values()] == ["sources/robust", "sources/other"]
-    assert cards["robust"]["mean"] != cards["other"]["mean"]
-    assert not list((data / "interrupted").iterdir())
-
-
-def test_an_interrupted_construction_goes_on_with_the_batches_that_are_missing(network, images, tmp_path, monkeypatch):
-    how, calls = Robustified(steps=3, step_size=0.2), []
-    whole = make(how, network, images, batch_size=6, resume=tmp_path)
-    shutil.rmtree(tmp_path / "12")
-    ascend = construction.ascend
-    monkeypatch.setattr(construction, "ascend", lambda *a, **k: calls.append(1) or ascend(*a, **k))
-    again = make(how, network, images, batch_size=6, resume=tmp_path)
+    whole = make(how, network, images, batch_size=6, once=once)
+    assert sorted(kept) == [0, 6, 12, 18]
+    del kept[12]
+    monkeypatch.setattr(Robustified, "move", lambda *arguments: calls.append(1) or move(*arguments))
+    again = make(how, network, images, batch_size=6, once=once)
     assert len(calls) == 1 and torch.equal(again.images.images, whole.images.images)
-    assert torch.equal(again.after, whole.after) and torch.equal(again.reached, whole.reached)
-
-
-def test_a_damaged_batch_of_an_interrupted_construction_is_made_again(network, images, tmp_path):
-    how = Robustified(steps=3, step_size=0.2)
-    whole = make(how, network, images, batch_size=6, resume=tmp_path)
-    (tmp_path / "12" / store.CARD).write_text("{")
-    assert torch.equal(make(how, network, images, batch_size=6, resume=tmp_path).images.images, whole.images.images)
-
-
-def test_a_dataset_rebuilt_from_its_card_is_identical(data, network):
-    cook("robust", Robustified(steps=3, step_size=0.2), ("train", "test"))
-    card = store.load(data / "constructed" / "new" / "it" / "test").card
-    recipe = TypeAdapter(Recipe).validate_python(card["recipe"])
-    network, _ = training.load(card["network"], hardware=CPU)
-    images = datasets.load(card["dataset"], "test")
-    rebuilt = construct(recipe.make, network, images, hardware=CPU, seed=card["seed"])
-    assert torch.equal(rebuilt.images.images, datasets.load("new/it", "test").images)
-    assert card["size"] == 10 and card["mean"]["after"] == pytest.approx(rebuilt.after.mean().item())
-    assert card["source_sha256"] == store.load(store.folder("models", "sources/robust")).card["sha256"]
-
-
-@pytest.mark.parametrize(
-    "wrong, said",
-    [
-        ({"family": "source"}, "family: no family 'source'; did you mean 'sources'"),
-        (
-            {"sets": {"it": Recipe(member="robus", make=Robustified())}},
-            "sets.it.member: no member 'robus'; did you mean 'robust'",
-        ),
-    ],
-)
-def test_an_entry_names_what_it_refers_to(wrong, said):
-    entry = Constructions(**{"dataset": "digits", "family": "sources", "sets": {}} | wrong)
-    assert entry.problem(SOURCES).startswith(said)
-
-
-def test_an_entry_s_datasets_are_called_by_entry_set_and_of_every_member_by_that():
-    sets = {"r": Recipe(member="every", make=Robustified()), "zero": Recipe(member="other", make=Robustified())}
-    ids = Constructions(dataset="digits", family="sources", sets=sets).ids("new", SOURCES)
-    assert {id: member for id, (_, member) in ids.items()} == {
-        "new/r/robust": "robust",
-        "new/r/other": "other",
-        "new/zero": "other",
-    }
+    assert all(torch.equal(getattr(again, name), getattr(whole, name)) for name in construction.MEASURES)

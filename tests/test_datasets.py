@@ -16,21 +16,29 @@ from pydantic import TypeAdapter, ValidationError
 from servers import nowhere, serve
 from test_downloads import packed
 
-from robust_features import archives, datasets, downloads
-from robust_features.datasets import Cifar, Digits, ImageFolder, ImageNet9, ImageSet, Svhn, TinyImageNet, draw, read
+from companion import datasets, paths
+from companion.datasets import (
+    Cifar,
+    Digits,
+    ImageFolder,
+    ImageNet9,
+    ImageSet,
+    Svhn,
+    TinyImageNet,
+    archives,
+    downloads,
+    draw,
+    read,
+)
 from robust_features.settings import UserError
 
 REAL = os.environ.get(archives.ELSEWHERE, "")
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path, monkeypatch):
-    """The project's data folder, for this test; nothing lies elsewhere."""
+def nothing_elsewhere(data, monkeypatch):
     monkeypatch.delenv(archives.ELSEWHERE, raising=False)
     monkeypatch.setattr(archives, "download", functools.partial(downloads.download, waits=()))
-    for module in (archives, datasets):
-        monkeypatch.setattr(module, "DATA", tmp_path / "data")
-    return tmp_path / "data"
 
 
 # Choosing
@@ -93,6 +101,16 @@ def test_a_split_is_saved_and_loaded_without_the_others(data):
     assert (test.classes, test.name) == (("a", "b", "c"), "toy/test")
     with pytest.raises(UserError, match="toy"):
         datasets.load("toy", "train")
+
+
+def test_a_dataset_tried_by_hand_leaves_the_pipelines_alone(data, monkeypatch):
+    datasets.save("toy", {"test": numbered([0, 1])}, Digits(validation=9))
+    monkeypatch.delenv(paths.PAGE)
+    assert datasets.load("toy", "test").labels.tolist() == [0, 1], "which is read where there is no other"
+    datasets.save("toy", {"test": numbered([2, 2])}, Digits(validation=9))
+    assert datasets.load("toy", "test").labels.tolist() == [2, 2]
+    monkeypatch.setenv(paths.PAGE, "a page's folder")
+    assert datasets.load("toy", "test").labels.tolist() == [0, 1]
 
 
 def test_the_card_counts_the_classes_and_fingerprints_the_images(data):
@@ -276,7 +294,7 @@ def test_a_damaged_file_elsewhere_is_not_ours_to_delete(cifar, lying):
 
 @pytest.mark.parametrize("named", ["elsewhere", "~/elsewhere"])
 def test_a_relative_folder_is_sought_in_the_project_and_a_tilde_at_home(lying, monkeypatch, tmp_path, named):
-    monkeypatch.setattr(archives, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(archives.ELSEWHERE, named)
     assert len(read(lying[0], seed=0)["validation"]) == 10

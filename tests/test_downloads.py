@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from servers import nowhere, serve
 
-from robust_features.downloads import download, extract, writing
+from companion.datasets.downloads import download, extract, writing
 from robust_features.settings import UserError
 
 CONTENT = bytes(range(256)) * 999

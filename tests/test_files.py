@@ -1,6 +1,22 @@
 import pytest
 
-from robust_features.files import atomic
+from companion.files import atomic
+
+
+def test_a_failure_between_write_and_rename_leaves_the_old_file_intact(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError), atomic(tmp_path / "file") as partial:
+        partial.write_text("half of the n")
+        raise RuntimeError
+    assert (tmp_path / "file").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for name in ("old", "new"):
+        with atomic(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (partial / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/new"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "nothing"])

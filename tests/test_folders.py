@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_features import datasets, folders
-from robust_features.datasets import ImageFolder, fingerprint, read
+from companion import datasets
+from companion.datasets import ImageFolder, fingerprint, folders, read
 from robust_features.settings import UserError
 
 RAMP = np.tile(np.arange(8) * 9000, (8, 1))  # 16 bits
@@ -211,12 +211,11 @@ def test_what_is_left_out_is_counted_with_its_reason(mine):
     assert len(found["train"]) + len(found["validation"]) == 7
 
 
-def test_it_is_said_while_reading_and_kept_in_the_card_in_one_line(mine, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "DATA", tmp_path / "data")
+def test_it_is_said_while_reading_and_kept_in_the_card_in_one_line(mine, capsys, data):
     (mine / "train" / "cat" / "0.heic").write_bytes(b"")
     Image.new("RGBA", (8, 8)).save(mine / "train" / "cat" / "0.png")
     datasets.save("mine", load(mine), ImageFolder(path=str(mine), size=8, validation=2))
-    notes = json.loads((tmp_path / "data" / "datasets" / "mine" / "train" / "card.json").read_text())["notes"]
+    notes = json.loads((data / "datasets" / "mine" / "train" / "card.json").read_text())["notes"]
     assert "order of their names" in notes[0] and notes[2] == "as read: 1 transparent (put on white)"
     assert notes[1].startswith("left out 1 file: 1 .heic") and f"{mine}: {notes[1]}\n" in capsys.readouterr().err
 

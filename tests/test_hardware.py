@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from companion.datasets import ImageSet
 from robust_features import hardware
 from robust_features.attacks import NIFGSM, PGD, CarliniWagner
-from robust_features.datasets import ImageSet
 from robust_features.evaluation import attack_all, crafted_in
 from robust_features.hardware import Hardware, HardwareSettings, choose
-from robust_features.models import VGG16, Victim, build
+from robust_features.networks import VGG16, Victim, build
 
 pytestmark = pytest.mark.numeric
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
@@ -51,7 +51,7 @@ def test_depthwise_convolutions_stay_in_float32_unless_told(monkeypatch):
 def test_an_attack_that_decides_by_outputs_is_crafted_in_float32():
     step = dict(epsilon=0.1, step_size=0.1)
     followers = PGD(**step), PGD(**step, targeted=True), NIFGSM(**step)
-    deciders = PGD(**step, keep="first"), PGD(**step, restarts=2), CarliniWagner()
+    deciders = PGD(**step, until="fooled"), PGD(**step, restarts=2), CarliniWagner()
     assert {crafted_in(attack, nn.Flatten(), BF16) for attack in followers} == {"bf16"}
     assert {crafted_in(attack, nn.Flatten(), BF16) for attack in deciders} == {"fp32"}
 
@@ -71,7 +71,15 @@ def test_an_attack_in_bfloat16_returns_float32_images_that_are_judged_in_float32
     pixels = torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8, generator=draw)
     images = ImageSet(pixels, torch.arange(4), tuple("abcdefghijkl"), "noise")
     network.seen.clear()
-    found = attack_all(PGD(epsilon=0.1, step_size=0.1, steps=1), network, images, hardware=BF16, seed=0, keep=4)
+    found = attack_all(PGD(epsilon=0.1, step_size=0.1, steps=1), network, images, hardware=BF16, seed=0, images_kept=4)
     assert network.seen == [(True, True), (False, False)], "of the step, and of the prediction"
     assert found.images.dtype == found.linf.dtype == torch.float32
     assert torch.equal(found.predictions, found.images.flatten(1).argmax(1))
+
+
+def test_long_work_says_how_much_is_left_and_short_work_nothing(monkeypatch):
+    clock, lines = iter(range(0, 1000, 20)), []
+    monkeypatch.setattr("robust_features.hardware.time.perf_counter", lambda: next(clock))
+    starts = [0, 10, 20, 30]
+    assert hardware.side_by_side(lambda start: start, starts, torch.device("meta"), report=lines.append) == starts
+    assert lines == ["2 of 4 batches, 40 s left"], "at 20 s each: not after the first, nor at the end"

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from robust_features import evaluation, hardware, inputs
+from companion.distillations import distil_examples, halves
+from companion.evaluations import attack_each
+from robust_features import hardware, inputs
 from robust_features.attacks import (
     APGD,
     FAB,
@@ -19,21 +21,19 @@ from robust_features.attacks import (
     FeatureGradient,
     Square,
 )
+from robust_features.batches import ImageSet
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.construction import Relabelled, Robustified, construct
-from robust_features.datasets import ImageSet
-from robust_features.distillations import distil_examples, halves
-from robust_features.evaluation import attack_all, attack_each, decide, features, predict
-from robust_features.models import Network
-from robust_features.objectives import Adversarial, Mart, TradesKim
+from robust_features.evaluation import attack_all, decide, features, predict
+from robust_features.networks import Network
 from robust_features.regularisers import IBRAR
-from robust_features.settings import UserError
+from robust_features.training.objectives import Adversarial, Mart, TradesKim
 
-CPU = hardware.choose(hardware.HardwareSettings(device="cpu"))
+CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 PGD5 = PGD(epsilon=0.1, step_size=0.03, steps=5)
 ATTACKS = [
     PGD5,
-    PGD(epsilon=0.5, step_size=0.1, steps=5, norm="l2", keep="first", restarts=2),
+    PGD(epsilon=0.5, step_size=0.1, steps=5, norm="l2", until="fooled", restarts=2),
     PGD(epsilon=0.1, step_size=0.1, steps=1, random_start=False),
     NIFGSM(epsilon=0.1, step_size=0.03, steps=5),
     APGD(epsilon=0.1, steps=8),
@@ -46,7 +46,7 @@ ATTACKS = [
     FeatureGradient(c=10.0, steps=10, bottleneck=Bottleneck(steps=5)),
     Adaptive(pgd=PGD5, regulariser=IBRAR(layers=("conv",))),
 ]
-MAKES = [Relabelled(targets="next", steps=3), Robustified(steps=3), Robustified(steps=3, step_size="lbfgs")]
+MAKES = [Relabelled(targets="next", steps=3), Robustified(steps=3), Robustified(steps=3, method="lbfgs")]
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_a_target_that_the_network_has_no_logit_for_is_refused(network, images):
 
 def test_of_an_empty_set_every_result_is_empty(network, batch, images):
     (x, y), none, how = (tensor[:0] for tensor in batch), images.take(slice(0)), dict(hardware=CPU, seed=0)
-    attacked = attack_all(PGD5, network, none, keep=3, **how)
+    attacked = attack_all(PGD5, network, none, images_kept=3, **how)
     assert attacked.predictions.shape == attacked.l2.shape == (0,) and attacked.images.shape == (0, 3, 12, 12)
     assert list(attack_each({"pgd": PGD5}, network, none, report=str, **how)) == ["clean", "pgd"]
     assert predict(network, x, hardware=CPU).shape == (0, 10)
@@ -344,7 +344,9 @@ def test_of_an_empty_set_every_result_is_empty(network, batch, images):
     for threshold in ("image", "batch"):
         found = distil(network, z, y, Bottleneck(threshold=threshold), hardware=CPU, generator=draws())
         assert found.robust.shape == (0, 8) and found.split(z)[0].shape == z.shape
-    assert len(distil_examples(network, {"clean": x}, y, Bottleneck(), report=str, **how)["sigma/clean/true"]) == 0
+    assert (
+        len(distil_examples(network, {"clean": x}, y, Bottleneck(), report=str, **how).tensors["sigma/clean/true"]) == 0
+    )
     assert len(construct(MAKES[0], network, none, **how).images) == 0
 
 
@@ -353,12 +355,3 @@ def test_training_pays_for_no_check(network, batch, monkeypatch):
         monkeypatch.delattr(inputs, name)
     for objective in (Adversarial, TradesKim, Mart):
         assert objective(attack=PGD5)(network, *batch, generator=draws()).loss.isfinite()
-
-
-def test_what_is_not_there_is_answered_with_what_is(network, batch, images, monkeypatch):
-    monkeypatch.setattr(evaluation, "load", lambda model: {"clean": None, "pgd": None})
-    monkeypatch.setattr(evaluation.datasets, "load", lambda name, split: images)
-    with pytest.raises(UserError, match="m: no attack 'pdg'; did you mean 'pgd'.; there are clean, pgd"):
-        evaluation.measures({"m": {"dataset": "digits"}}, ["pdg"])
-    with pytest.raises(ValueError, match="no 'clean'; there are pgd"):
-        distil_examples(network, {"pgd": batch[0]}, batch[1], Bottleneck(), hardware=CPU, seed=0)

@@ -4,10 +4,10 @@ from torch import Generator
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
-from robust_features import objectives
 from robust_features.attacks import PGD, linf
-from robust_features.models import VGG16, build
-from robust_features.objectives import Adversarial, Mart, Standard, Trades, TradesKim, divergence
+from robust_features.networks import VGG16, build
+from robust_features.training import objectives
+from robust_features.training.objectives import Adversarial, Mart, Standard, Trades, TradesKim, divergence
 
 pytestmark = pytest.mark.numeric
 

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,114 +12,263 @@ from typing import get_type_hints
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
 
+import companion
 import robust_features
-from robust_features import params
+from companion import mismatches, params, paths
+from companion.datasets import ImageFolder
 from robust_features.attacks import NIFGSM, PGD
-from robust_features.datasets import ImageFolder
-from robust_features.models import Victim, build
-from robust_features.paths import PARAMS
+from robust_features.networks import Victim, build
 from robust_features.settings import UserError
 from robust_features.training import SGD
 
-TEXT = PARAMS.read_text()
-MODULES = [module.name for module in walk_packages(robust_features.__path__) if "report" not in module.name]
+TEXT = paths.PARAMS.read_text("utf-8")
+SCALES = ["quick", "photographs", "gpu", "paper"]
+MODULES = [
+    module.name
+    for package in (robust_features, companion)
+    for module in walk_packages(package.__path__, f"{package.__name__}.")
+    if "report" not in module.name and "pipeline" not in module.name
+]
 
 
-def load_edited(tmp_path, old, new):
-    assert old in TEXT, "the edit must apply"
-    path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace(old, new, 1))
-    return params.load(path)
+def checked(scale="quick", *edits):
+    text = TEXT
+    for old, new in edits:
+        assert old in text, "the edit must apply"
+        text = text.replace(old, new, 1)
+    return params.check(YAML(typ="safe").load(text), scale)[1]
 
 
-@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
-def test_every_scale_is_sound(tmp_path, scale):
-    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
-    assert run.scale == scale
-    assert {model.dataset for model in run.models.values()} <= run.datasets.keys()
+@pytest.fixture(scope="module")
+def runs():
+    return {scale: checked(scale) for scale in SCALES}
 
 
-def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(tmp_path):
-    run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
-    found = {tuple(names.values()) for names in run.dimensions("adversarial", "trades", "mart").values()}
-    datasets, networks = ("cifar10", "svhn", "tiny-imagenet"), ("vgg16", "wrn28-10")
-    assert found == {(d, n, m) for d in datasets for n in networks for m in ("adversarial", "trades", "mart")}
-    for name, names in run.dimensions().items():
-        settings = run.models[name]
-        assert settings.network.kind == {"vgg16": "vgg16", "wrn28-10": "wide-resnet"}[names["network"]]
-        assert settings.objective.kind.removesuffix("-kim") == names["defence"]
-        assert (settings.epochs, settings.batch_size, settings.schedule.every) == (60, 100, 20)
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of params.yaml and a place for run.yaml."""
+    for name in ("PARAMS", "RUN"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+    paths.PARAMS.write_text(TEXT, "utf-8")
+    return tmp_path
+
+
+def test_the_committed_run_yaml_is_what_params_yaml_resolves_to(project):
+    committed = (paths.ROOT / "run.yaml").read_text("utf-8")
+    assert params.make().read_text("utf-8") == committed
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_is_sound_and_says_its_settings_as_python_objects(runs, scale):
+    assert runs[scale].scale == scale and len(runs[scale].networks) > 15
+    groups = {name.partition("/")[0] for name in runs[scale].networks}
+    assert groups == {"kim", "xu", "ilyas", "springer"}
+
+
+def test_networks_are_called_what_they_are_and_stand_for_what_the_paper_has(runs):
+    called = runs["quick"].dimensions("kim/", "adversarial")
+    assert [names["network"] for names in called.values()] == ["VGG-16, width 1/8", "WRN-10-1"]
+    assert runs["quick"].stands_for["network"]["WRN-10-1"] == "wrn28-10"
+    assert {names["network"] for names in runs["paper"].dimensions("kim/").values()} == {"VGG-16", "WRN-28-10"}
+    assert runs["quick"].labels("springer/victims")["densenet121"] == "DenseNet-121, width 1/4"
+
+
+def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(runs):
+    found = {tuple(names.values()) for names in runs["paper"].dimensions("kim/").values()}
+    datasets, networks = ("cifar10", "svhn", "tiny-imagenet"), ("VGG-16", "WRN-28-10")
+    defences = ("standard", "adversarial", "trades", "mart")
+    assert found == {(d, n, m) for d in datasets for n in networks for m in defences}
+    for model in runs["paper"].members("kim/").values():
+        assert (model.epochs, model.batch_size, model.schedule.every) == (60, 100, 20)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_the_attacks_of_tables_3_and_4_in_one_ball(runs, scale):
+    for name, group in runs[scale].networks.items():
+        if not name.startswith("kim/"):
+            continue
+        attacks = group.attacks
+        assert {"fgsm", "bim", "pgd", "apgd", "fab", "autoattack", "cw", "nrf", "nrf2", "rf", "rf2"} <= attacks.keys()
+        assert len({attack.epsilon for attack in attacks.values() if attack.epsilon is not None}) == 1
+        assert attacks["nrf"].c == attacks["cw"].c and group.distil == ("fgsm", "pgd", "cw")
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+def test_the_networks_of_xu_et_al_are_trained_as_theirs(runs, scale):
+    tables = [name for name, group in runs[scale].networks.items() if "pgd-ibrar" in group.members]
+    assert set(tables) >= {"xu/vgg16", "xu/resnet18"} and len(tables) == (6 if scale == "paper" else 2)
+    for name in tables:
+        for member, model in runs[scale].networks[name].members.items():
+            assert (model.epochs, model.batch_size) == (60, 100)
+            assert (model.regulariser is not None) == (model.mask is not None) == member.endswith("-ibrar")
+            assert model.defence == member.removesuffix("-ibrar").replace("pgd", "adversarial")
+    seeds = {len(group.seeds) for name, group in runs[scale].networks.items() if name.startswith("xu/")}
+    assert seeds == {3 if scale == "paper" else 1}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_what_the_pages_on_springer_et_al_read(runs, scale):
+    run = runs[scale]
+    for role in ("", "nine-"):
+        sources, standard = (run.networks[f"springer/{role}{name}"] for name in ("sources", "standard"))
+        entry = run.constructed["springer/nine" if role else "springer/main"]
+        assert {"r", "zero", "neg"} == set(entry.sets) and entry.sets["r"].by == "every"
+        assert {"0", "1/4"} <= set(sources.radii) and entry.networks == f"springer/{role}sources"
+        assert {"zero", "neg"} == set(run.networks[f"springer/{role}trained"].members)
+        own = {model.seed for model in sources.trainings.values()}
+        assert not own & {model.seed for model in standard.trainings.values()}
+    learners, victims = (run.networks[name] for name in ("ilyas/architectures", run.transfers["ilyas/main"].victims))
+    assert list(learners.members) == list(victims.members)
+
+
+def test_the_paper_scale_has_the_epsilons_of_springer_et_al(runs):
+    grid = ["0", "1/256", "1/128", "1/64", "1/32", "1/16", "1/8", "1/4", "1/2", "1"]
+    assert all(list(runs["paper"].networks[f"springer/{name}"].radii) == grid for name in ("sources", "nine-sources"))
+    recipe = runs["paper"].constructed["springer/main"].sets["r"]
+    assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))
+
+
+Q = "scales.quick"
 
 
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ("epsilon: 0.2, step_size: 0.15", "epsilon: -0.2, step_size: 0.15", r"models\..*\.objective\.attack\.epsilon: .*greater than or equal to 0"),
-        ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"run\.bottleneck: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
-        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"run\.attacks\.digits\.fgsm\.kind: 'pdg' is none of adaptive, apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
-        ("epochs: 8", "epochs: twelve", r"run\.models\.digits-vgg16-standard\.epochs: .*integer.*found 'twelve'"),
-        ("  dataset: digits\n", "  dataset: digit\n", r"run\.models\.digits-vgg16-standard\.dataset: no dataset 'digit'; did you mean 'digits'\?"),
-        ("digits: {kind: digits,", "digits: {kind: cifar11,", r"run\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
-        ("  epochs: 8\n", "", r"run\.models\.digits-vgg16-standard\.epochs: Field required"),
-        ("depth: 10, width: 1", "depth: 11, width: 1", r"run\.models\.digits-16-wrn28-10-standard\.network\.depth: .*6n \+ 4"),
-        ("digits-vgg16-mart:", "mart:", r"run\.models\.mart: a model's id reads <dataset>-<network>-<defence>"),
-        ("distilled: [fgsm, pgd, cw]", "distilled: [fgsm, pdg]", r"run\.attacks\.digits: no attack 'pdg', which run\.kim\.distilled names; did you mean"),
-        ("layers: [block5, fc1, fc2]}", "layers: [block6, fc1]}", r"run\.families\.xu-plain\.members\.rob\.regulariser\.layers: no stage 'block6'; did you mean 'block\d'\?"),
-        ("alpha: 0.008, beta: 0.08, layers: all", "alpha: -0.008, beta: 0.08, layers: all", r"run\.families\.xu-plain\.members\.all\.regulariser\.alpha: .*greater than or equal to 0"),
-        ("kind: persistent, fraction: 0.05", "kind: persistent, fraction: 1.0", r"run\.families\.xu-masks\.members\.ce-persistent\.mask\.fraction: .*less than 1"),
-        ("  epochs: 6\n  batch_size: 32", "  epochs: 6\n  batch_size: 1", r"run\.families\.xu-plain\.members\.ce\.batch_size: .*greater than or equal to 2"),
-        ("encoding: 64", "encoding: 0", r"run\.families\.xu-plain\.members\.vib\.regulariser\.vib needs the stage 'encoding'"),
-        ("      keep: [pgd]", "      keep: [pdg]", r"run\.families\.xu-plain\.keep: no attack 'pdg'; did you mean 'pgd"),
-        ("pixels as they are; momentum, no decay\n  dataset: digits-600", "pixels as they are; momentum, no decay\n  dataset: digits-60", r"run\.families\.xu-plain\.members\.ce\.dataset: no dataset 'digits-60'; did you mean 'digits-600"),
-        ("kind: mobilenet-v2, width: 0.25}", "kind: mobilenet-v2, width: 0.25}, seed: 4", r"run\.families\.springer-digits-16-victims\.members\.mobilenet-v2\.seed: a family's members are trained with its `seeds`, \[0\]"),
-        ("member: every, splits", "member: eps-0, splits", r"run\.springer\.cifar10: needs run\.constructed\.springer-digits-16\.sets\.r with `member: every`"),
-        ("    springer-digits-8:\n      dataset: digits-8", "    springer-digits-8:\n      dataset: digits-16", r"run\.springer\.imagenet9: needs run\.constructed\.springer-digits-8 with dataset digits-8 and family springer-digits-8-sources"),
-        ("dataset: ilyas/next}", "dataset: ilyas/nex}", r"run\.descendants\.ilyas-trained\.members\.d-det\.dataset: no dataset 'ilyas/nex'; did you mean 'ilyas/next"),
-        ("dropout: 0.0", "dropout: 1.5", r"run\.models\.digits-16-wrn28-10-standard\.network\.dropout: .*less than or equal to 1, found 1\.5"),
-        ("dropout: 0.0", "dropout: -1", r"network\.dropout: .*greater than or equal to 0"),
-        ("momentum: 0.9", "momentum: 2", r"run\.families\.xu-plain\.members\.ce\.optimiser\.momentum: .*less than or equal to 1"),
-        ("momentum: 0.9", "momentum: 0, nesterov: true", r"members\.ce\.optimiser: nesterov needs momentum"),
-        ("learning_rate: 0.1, weight", "learning_rate: .nan, weight", r"optimiser\.learning_rate: .*finite"),
-        ("weight_decay: 1.0e-2", "weight_decay: .inf", r"optimiser\.weight_decay: .*finite"),
-        ("mean: 0.0, std", "mean: 127, std", r"network\.mean: .*less than or equal to 1"),
-        ("gamma: 0.2", "gamma: -0.2", r"schedule\.gamma: .*greater than 0|schedule\.gamma: .*greater than or equal to 0"),
-        ("width: 0.125", "width: 1.0e-3", r"network\.width: .*greater than or equal to 0\.0625"),
-        ("depth: 11, width", "depth: 9002, width", r"network\.depth: .*less than or equal to 1001"),
-        ("  epochs: 8\n", "  epochs: 0\n", r"digits-vgg16-standard\.epochs: .*greater than or equal to 1"),
-        ("  epochs: 8\n", "  epochs: true\n", r"digits-vgg16-standard\.epochs: true is no number"),
-        ("hidden: 2,", "hidden: true,", r"network\.hidden: true is no number"),
-        ("  seed: 0\n", "  seed: 4294967296\n", r"digits-vgg16-standard\.seed: .*less than 4294967296"),
-        ("fab: {kind: fab, epsilon: 0.2", "fab: {kind: fab, epsilon: 16", r"run\.attacks\.digits\.fab: .*write 16/255"),
-        ("autoattack, epsilon: 0.2", "autoattack, epsilon: 16", r"run\.attacks\.digits\.autoattack\.epsilon: .*write 16/255"),
-        ("apgd, epsilon: 0.2", "apgd, epsilon: 8/0", r"run\.attacks\.digits\.apgd\.epsilon: '8/0' is no number; write it like .*8/255"),
-        ("apgd, epsilon: 0.2", "apgd, epsilon: '0,03'", r"run\.attacks\.digits\.apgd\.epsilon: '0,03' is no number; write it like 0\.03"),
-        ("apgd, epsilon: 0.2", "apgd, epsilon: 0", r"run\.attacks\.digits\.apgd\.epsilon: 0 leaves every image as it is"),
-        ("step_size: 0.027", "step_size: -0.027", r"run\.attacks\.digits\.bim\.step_size: .*greater than or equal to 0"),
-        ("size: 32, train: 1000", "size: 16, train: 1000", r"run\.models\.digits-vgg16-standard\.network: vgg16 leaves of images of 16 pixels nothing; take a dataset of 32 pixels"),
-        ("size: 32, train: 1000", "size: 32, train: 1697", r"run\.datasets\.digits\.validation: 100 images asked for and 1697 for train, there are 1597"),
-        ("size: 32, train: 1000, validation: 100", "size: 32, validation: 1597", r"run\.datasets\.digits\.validation: 1597 images asked for and at least one for train, there are 1597"),
-        ("size: 32, train: 1000, validation: 100, test: 200", "size: 32, validation: 1, test: 1797", r"run\.datasets\.digits\.validation: .*there are 0"),
-        ("digits: {kind: digits, size: 32, train: 1000", "digits: {kind: image-folder, path: no/such, size: 32, train: 1000", r"run\.datasets\.digits\.path: no folder .*no/such/train; it needs train/<class>/\*"),
-        ("  batch_size: 32\n", "  batch_size: 1001\n", r"digits-vgg16-standard\.batch_size: 1001 is more than the 1000 images of digits"),
-        ("augmentation: {padding: 2,", "augmentation: {padding: 32,", r"digits-vgg16-standard\.augmentation\.padding: 32 pixels of black"),
-        ("splits: [test]", "splits: [tset]", r"run\.constructed\..*\.splits\.0: .*'train' or 'test', found 'tset'"),
-        ("\nrun: *quick", "\nruns: *quick", r"needs `run: \*quick`"),
-        ("\nrun: *quick", "\nrun: *quik", r"not valid YAML.*quik"),
-        ("\nrun: *quick", "\nrun: {", r"not valid YAML"),
-        ("apgd: {kind: apgd, ", "apgd: {", r"run\.attacks\.digits\.apgd\.kind: Field required"),
+        ("linf: {step: 0.75, steps: 3}", "linf: {step: -0.75, steps: 3}", rf"{Q}.attacks.training.linf.*: .*greater than or equal to 0"),
+        ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"bottleneck\.betta: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
+        ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"attacks\.kim\.fgsm\.kind: 'pdg' is none of adaptive, apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
+        ("schedule: {every: 6}, epochs: 8", "schedule: {every: 6}, epochs: twelve", rf"{Q}\.recipes\.kim\.epochs: .*integer.*found 'twelve'"),
+        ("{dataset: digits, network", "{dataset: digit, network", rf"threat\.digit: no linf|{Q}\.recipes\.kim\.dataset: no dataset 'digit'; did you mean 'digits'"),
+        ("digits: {kind: digits,", "digits: {kind: cifar11,", rf"{Q}\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
+        ("depth: 10, width: 1", "depth: 11, width: 1", rf"{Q}\.networks\.kim/wrn28-10\.base\.network\.depth: .*6n \+ 4"),
+        ("distil: [fgsm, pgd, cw] ", "distil: [fgsm, pdg] ", r"networks\.kim/vgg16\.distil: no attack 'pdg'; did you mean 'pgd'"),
+        ("only: {standard: [", "only: {standart: [", r"networks\.kim/vgg16\.only: no member 'standart'; did you mean 'standard'"),
+        ("layers: [block5, fc1, fc2]}", "layers: [block6, fc1]}", r"regularisers\.rob\.layers: no stage 'block6'; did you mean 'block\d'|regulariser: layers: no stage 'block6'"),
+        ("all: {kind: ibrar, alpha: 0.008", "all: {kind: ibrar, alpha: -0.008", r"regularisers\.all\.alpha: .*greater than or equal to 0"),
+        ("kind: persistent, fraction: 0.05", "kind: persistent, fraction: 1.0", r"masks\.paper\.fraction: .*less than 1"),
+        ("encoding: 64", "encoding: 0", r"vib needs the stage 'encoding'"),
+        ("images: [pgd]\n  xu/layers", "images: [pdg]\n  xu/layers", r"networks\.xu/plain\.images: no attack 'pdg'; did you mean 'pgd"),
+        ("by: eps-0, batch_size: 1000, make: {kind: relabelled, targets: next", "by: eps-00, batch_size: 1000, make: {kind: relabelled, targets: next", r"constructed\.springer/main\.sets\.neg\.by: no member 'eps-00'; did you mean 'eps-0'"),
+        ("d-det: ilyas/main/next", "d-det: ilyas/main/nex", r"networks\.ilyas/trained\.each\.dataset\.d-det: no dataset 'ilyas/main/nex'; did you mean 'ilyas/main/next"),
+        ("sources: ilyas/sources", "sources: ilyas/source", r"transfers\.ilyas/main\.sources: no group of networks 'ilyas/source'; did you mean"),
+        ("width: 1, dropout: 0.0", "width: 1, dropout: 1.5", r"dropout: .*less than or equal to 1, found 1\.5"),
+        ("learning_rate: 0.1}, schedule: {every: 6}", "learning_rate: .nan}, schedule: {every: 6}", r"optimiser\.learning_rate: .*finite"),
+        ("fab: {kind: fab}", "fab: {kind: fab, epsilon: 16}", r"attacks\.kim\.fab.*: .*write 16/255"),
+        ("apgd: {kind: apgd}", "apgd: {kind: apgd, epsilon: 8/0}", r"attacks\.kim\.apgd\.epsilon: '8/0' is no number; write it like .*8/255"),
+        ("apgd: {kind: apgd}", "apgd: {kind: apgd, epsilon: 0}", r"attacks\.kim\.apgd\.epsilon: 0 leaves every image as it is"),
+        ("digits: {kind: digits, size: 32", "digits: {kind: digits, size: 16", r"recipes\.kim\.network: vgg16 leaves of images of 16 pixels nothing; take a dataset of 32 pixels"),
+        ("size: 32, train: 1000", "size: 32, train: 1697", rf"{Q}\.datasets\.digits.*: validation: 100 images asked for and 1697 for train, there are 1597"),
+        ("digits: {kind: digits, size: 32, train: 1000", "digits: {kind: image-folder, path: no/such, size: 32, train: 1000", rf"{Q}\.datasets\.digits.*path: no folder .*no/such/train; it needs train/<class>/\*"),
+        ("epochs: 8, batch_size: 32", "epochs: 8, batch_size: 1001", r"batch_size: 1001 is more than the 1000 images of digits"),
+        ("{betas: [0.0, 0.03,", "{betta: [0.0, 0.03,", rf"{Q}\.sections\.14-kim-3\.4-information-flow\.betta: no parameter 'betta'; did you mean 'betas'"),
+        ("  kim/wrn28-10: {like", "  kim_wrn: {like", r"networks\.kim/wrn28-10.*needs `recipe`, or `like` and one of kim/vgg16"),
+        ("\nscales:", "\nscale_s:", r"needs `scale:`, the name of one of its `scales:`"),
+        ("scale: quick", "scale: quik", r"scale: no scale 'quik'; did you mean 'quick'\?; there are paper, gpu"),
+        ("\nscale: quick", "\nscale: {", r"not valid YAML"),
     ],
     ids=lambda value: None,
 )  # fmt: skip
-def test_a_mistake_is_named_by_its_key_with_what_is_allowed(tmp_path, old, new, said):
-    with pytest.raises(UserError, match=f"(?s){said}"):
-        load_edited(tmp_path, old, new)
+def test_a_mistake_is_named_by_the_key_that_was_written_with_what_is_allowed(project, old, new, said):
+    assert old in TEXT, "the edit must apply"
+    paths.PARAMS.write_text(TEXT.replace(old, new, 1), "utf-8")
+    with pytest.raises(UserError, match=f"(?s)params.yaml.*({said})"):
+        params.make()
+    assert not paths.RUN.exists()
 
 
-def test_all_mistakes_are_said_at_once(tmp_path):
+def test_all_mistakes_are_said_at_once():
     with pytest.raises(UserError) as error:
-        load_edited(tmp_path, "learning_rate: 0.1, weight_decay: 1.0e-2}", "learning_rate: 0, weight_decay: -1}")
-    assert "learning_rate" in str(error.value) and "weight_decay" in str(error.value)
+        checked(
+            "quick",
+            (
+                "learning_rate: 0.1}, schedule: {every: 6}, epochs: 8",
+                "learning_rate: 0}, schedule: {every: 6}, epochs: 0",
+            ),
+        )
+    assert "recipes.kim.optimiser.learning_rate" in str(error.value) and "recipes.kim.epochs" in str(error.value)
+
+
+def test_a_scale_that_is_chosen_is_written_into_params_yaml_and_a_wrong_one_leaves_everything(project):
+    with pytest.raises(UserError, match="no scale 'gpuu'; did you mean 'gpu'"):
+        params.make("gpuu")
+    assert paths.PARAMS.read_text("utf-8") == TEXT and not paths.RUN.exists()
+    params.make("gpu")
+    assert "\nscale: gpu\n" in paths.PARAMS.read_text("utf-8") and params.load().scale == "gpu"
+
+
+def test_a_run_yaml_of_other_settings_is_refused_and_comments_are_no_settings(project):
+    params.make()
+    paths.PARAMS.write_text("# a comment\n" + TEXT, "utf-8")
+    assert params.split(project / "out").exists()
+    paths.PARAMS.write_text(TEXT.replace("seed: 0", "seed: 1", 1), "utf-8")
+    with pytest.raises(UserError, match="made of another params.yaml.*run `make`"):
+        params.split(project / "out")
+
+
+def test_the_run_is_written_an_entry_a_file_and_what_is_gone_is_deleted(project):
+    params.make()
+    (project / "out" / "networks").mkdir(parents=True)
+    (project / "out" / "networks" / "gone.json").write_text("{}")
+    params.split(project / "out")
+    found = {path.relative_to(project / "out").as_posix() for path in (project / "out").rglob("*.json")}
+    assert {
+        "seed.json",
+        "scale.json",
+        "networks/kim/vgg16.json",
+        "datasets/digits.json",
+        "sections/43-ilyas-4-theory.json",
+    } <= found
+    assert "networks/gone.json" not in found
+    group = json.loads((project / "out" / "networks" / "kim" / "vgg16.json").read_text("utf-8"))
+    assert group["members"]["trades"]["objective"]["attack"]["epsilon"] == 0.2 and group["bottleneck"]["beta"] == 0.3
+    assert "bottleneck" not in json.loads((project / "out" / "networks" / "xu" / "plain.json").read_text("utf-8"))
+
+
+def test_a_change_in_a_folder_of_images_makes_the_settings_be_written_again(project, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", project / "data")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (project / "mine" / place).mkdir(parents=True)
+        for number in range(3):
+            (project / "mine" / place / f"{number}.png").write_bytes(b"x")
+    mine = f"mine: {{kind: image-folder, path: {project / 'mine'}, size: 8, validation: 1}}"
+    paths.PARAMS.write_text(
+        TEXT.replace("       digits: {kind: digits,", f"       {mine},\n       digits: {{kind: digits,", 1), "utf-8"
+    )
+    params.make()
+    written = params.split(project / "data" / "params")
+    params.make()
+    assert written.exists(), "nothing has changed"
+    (project / "mine" / "train" / "a" / "new.png").write_bytes(b"y")
+    params.make()
+    assert not written.exists()
+
+
+def test_a_network_that_is_distilled_needs_two_positions():
+    edits = [("network: {depth: 10, width: 1, dropout: 0.0}", "network: {kind: resnet18, width: 0.125}")]
+    checked("quick", *edits)
+    with pytest.raises(
+        UserError, match="resnet18 leaves of images of 8 pixels one position at its split.*take a dataset of 16"
+    ):
+        checked(
+            "quick",
+            *edits,
+            (
+                "{dataset: digits-16, network: {kind: resnet18, width: 0.125}, optimiser: {kind: adam",
+                "{dataset: digits-8, network: {kind: resnet18, width: 0.125}, optimiser: {kind: adam",
+            ),
+            ("digits-8: {l2: 0.5}", "digits-8: {l2: 0.5, linf: 0.1}"),
+        )
+
+
+def test_the_check_that_guards_every_stage_takes_seconds(tmp_path):
+    before = os.times()
+    code = "from companion import params, paths; params.check(params.read(paths.PARAMS), 'quick')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 10, "of a processor's time, which others may share"
 
 
 def test_python_refuses_what_yaml_refuses():
@@ -144,7 +292,7 @@ def takes(kind, value):
 
 
 def test_no_number_of_any_settings_may_be_a_boolean_nan_or_infinite():
-    found = [thing for name in MODULES for thing in vars(import_module(f"robust_features.{name}")).values()]
+    found = [thing for name in MODULES for thing in vars(import_module(name)).values()]
     owners = [thing for thing in found if isinstance(thing, type) and hasattr(thing, "_known_keys")]
     hints = {(c.__name__, f.name): get_type_hints(c, include_extras=True)[f.name] for c in owners for f in fields(c)}
     numbers = {key: kind for key, kind in hints.items() if kind is not bool and (takes(kind, 1) or takes(kind, [1]))}
@@ -158,15 +306,6 @@ def test_an_l2_radius_may_exceed_the_range_of_a_pixel_an_linf_radius_may_not():
     for attack in (PGD, NIFGSM):
         with pytest.raises(ValueError, match="write 2/255"):
             attack(epsilon=2, step_size=1)
-
-
-def test_an_attack_that_compares_four_classes_is_refused_for_three(tmp_path):
-    for place in ("train/a", "train/b", "train/c", "train/.hidden", "test/a"):
-        (tmp_path / place).mkdir(parents=True)
-    mine = ImageFolder(path=str(tmp_path), size=32, validation=1, train=99)
-    model, attacks = params.load().models["digits-vgg16-standard"], params.load().attacks["digits"]
-    refused = [line.split()[2] for line in params._unfit(model, "m", mine, params._positions, attacks)]
-    assert refused == ["autoattack"] and mine.class_count == 3
 
 
 def test_a_folder_of_images_is_sound_once_it_has_more_than_are_held_out(tmp_path):
@@ -185,106 +324,4 @@ def test_the_check_knows_what_torchvisions_networks_leave_of_small_images(kind):
     for size in (8, 12, 16, 20):
         with torch.no_grad():
             left = network.features(torch.zeros(1, 3, size, size))
-        assert params._positions(Victim(kind=kind), size) == left[0, 0].numel()
-
-
-@pytest.mark.parametrize("size, said", [(8, "8 pixels one position at its split, .*take a dataset of 16"), (16, "")])
-def test_a_network_that_is_distilled_needs_two_positions(tmp_path, size, said):
-    old = "network: &narrow_wrn {kind: wide-resnet, depth: 10, width: 1, dropout: 0.0}"
-    text = TEXT.replace(old, "network: {kind: resnet18, width: 0.125}").replace(
-        "digits-16: {kind: digits, size: 16", f"digits-16: {{kind: digits, size: {size}"
-    )
-    (tmp_path / "params.yaml").write_text(text)
-    try:
-        params.load(tmp_path / "params.yaml")
-    except UserError as error:
-        assert said and re.search(
-            rf"digits-16-wrn28-10-standard\.network: resnet18 leaves of images of {said}", str(error)
-        )
-    else:
-        assert not said
-
-
-def test_the_check_that_guards_every_stage_takes_seconds():
-    before = os.times()
-    subprocess.run([sys.executable, "-m", "robust_features.params"], check=True, capture_output=True)
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert spent < 10, "of a processor's time, which others may share"
-
-
-def test_captions_say_which_networks_are_narrower_than_published(tmp_path):
-    assert params.load().stand_ins() == " (narrow: vgg16 has width 0.125; wrn28-10 has depth 10, width 1)"
-    assert params.load().stand_ins("xu-plain") == " (narrow: vgg16 has width 0.125)"
-    paper = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
-    assert paper.stand_ins() == paper.stand_ins("xu") == ""
-
-
-@pytest.mark.parametrize("scale", ["gpu", "paper"])
-def test_every_scale_has_the_networks_of_xu_et_al_as_they_were_trained(tmp_path, scale):
-    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
-    tables = {name.removeprefix("xu-adversarial-") for name in run.families if name.startswith("xu-adversarial-")}
-    assert {"cifar10-vgg16", "cifar10-resnet18"} <= tables
-    assert scale == "gpu" or {"tiny-imagenet-vgg16", "cifar100-wrn28-10", "svhn-vgg16", "svhn-resnet18"} <= tables
-    for name in tables:
-        family = run.families[f"xu-adversarial-{name}"]
-        assert family.members.keys() == {m + more for m in ("pgd", "trades", "mart") for more in ("", "-ibrar")}
-        for member, model in family.members.items():
-            assert name.startswith(model.dataset) and (model.epochs, model.batch_size, model.seed) == (60, 100, 0)
-            assert (model.regulariser is not None) == (model.mask is not None) == member.endswith("-ibrar")
-            assert model.objective.kind.removesuffix("-kim") == member.removesuffix("-ibrar").replace(
-                "pgd", "adversarial"
-            )
-    of_xu = [family for name, family in run.families.items() if name.startswith("xu-")]
-    assert all(len(family.seeds) == (3 if scale == "paper" else 1) for family in of_xu)
-
-
-def test_standard_trained_networks_are_attacked_by_what_is_distilled_others_by_all():
-    run = params.load()
-    assert list(run.attacks_on("digits-vgg16-standard")) == ["fgsm", "pgd", "cw"]
-    assert run.attacks_on("digits-vgg16-mart") == run.attacks["digits"]
-
-
-@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
-def test_every_scale_has_the_attacks_of_tables_3_and_4_in_one_ball(tmp_path, scale):
-    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
-    for attacks in run.attacks.values():
-        assert {"fgsm", "bim", "pgd", "apgd", "fab", "autoattack", "cw", "nrf", "nrf2", "rf", "rf2"} <= attacks.keys()
-        bounded = {attack.epsilon for attack in attacks.values() if attack.epsilon is not None}
-        assert len(bounded) == 1
-        assert attacks["nrf"].c == attacks["cw"].c
-
-
-@pytest.mark.parametrize("scale", ["quick", "photographs", "gpu", "paper"])
-def test_every_scale_has_what_the_pages_on_springer_et_al_read(tmp_path, scale):
-    run = load_edited(tmp_path, "\nrun: *quick", f"\nrun: *{scale}")
-    for study in run.springer.studies.values():
-        name = f"springer-{study.dataset}"
-        sources, sets = run.families[f"{name}-sources"], run.robustified(study.dataset)
-        assert list(sets) == list(sources.radii) and {"0", "1/4"} <= set(sets)
-        assert {"zero", "neg"} == set(run.descendants[f"{name}-trained"].members)
-        assert {f"{name}-standard", f"{name}-victims"} <= set(run.families)
-        assert {"untargeted", "targeted"} == set(run.transfers[name].attacks)
-        own = {model.seed for model in sources.trainings.values()}
-        assert not own & {model.seed for model in run.families[f"{name}-standard"].trainings.values()}
-    assert run.transfers["ilyas"].victims in run.families
-    learners, victims = run.descendants["ilyas-learners"], run.families[run.transfers["ilyas"].victims]
-    assert list(learners.members) == list(victims.members)
-
-
-def test_the_paper_scale_has_the_epsilons_of_springer_et_al(tmp_path):
-    run = load_edited(tmp_path, "\nrun: *quick", "\nrun: *paper")
-    grid = ["0", "1/256", "1/128", "1/64", "1/32", "1/16", "1/8", "1/4", "1/2", "1"]
-    assert list(run.robustified("cifar10")) == grid == list(run.robustified("imagenet9"))
-    recipe = run.constructed["springer-cifar10"].sets["r"]
-    assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))
-
-
-def test_the_run_is_written_an_entry_a_file_and_what_is_gone_is_deleted(tmp_path):
-    (tmp_path / "params.yaml").write_text("run:\n  seed: 3\n  models: {a: {epochs: 2}, b: {epochs: 5}}\n", "utf-8")
-    (tmp_path / "out" / "models").mkdir(parents=True)
-    (tmp_path / "out" / "models" / "gone.json").write_text("{}")
-    params.write(tmp_path / "out", tmp_path / "params.yaml")
-    found = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.json")}
-    read = {name: json.loads(path.read_text("utf-8")) for name, path in found.items()}
-    assert read == {"seed.json": 3, "models/a.json": {"epochs": 2}, "models/b.json": {"epochs": 5}}
+        assert mismatches._positions(Victim(kind=kind), size) == left[0, 0].numel()

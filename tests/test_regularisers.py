@@ -7,9 +7,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from robust_features.attacks import PGD
 from robust_features.dependence import HSIC, gaussian_kernel, linear_kernel, normalised_hsic
-from robust_features.models import VGG16, ResNet18, WideResNet, build, folded
-from robust_features.objectives import Adversarial, Mart, Standard, Trades
+from robust_features.networks import VGG16, ResNet18, WideResNet, build, folded
 from robust_features.regularisers import IBRAR, VIB, BatchMask, PersistentMask, channel_scores
+from robust_features.training.objectives import Adversarial, Mart, Standard, Trades
 
 pytestmark = pytest.mark.numeric
 
@@ -93,12 +93,12 @@ def test_a_mask_of_everything_or_less_than_nothing_is_refused(fraction):
 def test_a_masked_channel_reaches_nothing_and_attacks_see_the_mask(settings):
     plain, masked = (build(settings, 10, seed=0, masked=masked).eval() for masked in (False, True))
     assert torch.equal(plain(IMAGES[:4]), masked(IMAGES[:4])), "an empty mask changes nothing"
-    masked.mask.keep[0] = 0
+    masked.mask.passing[0] = 0
     z = plain.features(IMAGES[:4])
     z[:, 0] = 0
     torch.testing.assert_close(masked(IMAGES[:4]), plain.head(z))
     torch.testing.assert_close(folded(masked)(IMAGES[:4]), plain.head(z), rtol=1e-3, atol=1e-4)
-    assert "mask" not in str(plain.state_dict().keys()) and any("keep" in key for key in masked.state_dict())
+    assert "mask" not in str(plain.state_dict().keys()) and any("passing" in key for key in masked.state_dict())
 
 
 def test_channel_scores_are_the_dependence_of_one_channel_at_a_time(network):
@@ -116,11 +116,11 @@ def test_the_persistent_mask_removes_the_channels_that_say_least_of_the_labels()
     mask = PersistentMask(fraction=0.25, images=20, batch=20)
     images = (255 * IMAGES).byte()
     mask.before_epoch(network, images, LABELS, epoch=1, seed=0)
-    assert network.mask.keep.all()
+    assert network.mask.passing.all()
     scores = channel_scores(network, images / 255, LABELS, mask.hsic)["labels"]
     for _ in range(2):  # the second time as the first: removed channels are looked at again
         mask.before_epoch(network, images, LABELS, epoch=2, seed=0)
-        removed = network.mask.keep == 0
+        removed = network.mask.passing == 0
         assert removed.sum() == 8 and scores[removed].max() <= scores[~removed].min()
 
 
@@ -130,10 +130,10 @@ def test_the_batch_mask_lasts_a_batch():
     removed = []
     for index in range(21):
         mask.before_batch(network, IMAGES, LABELS, index)
-        removed.append(int((network.mask.keep == 0).sum()))
+        removed.append(int((network.mask.passing == 0).sum()))
     assert [index for index, count in enumerate(removed) if count] == [10, 20] and 4 <= removed[10] <= 8
     mask.after_epoch(network)
-    assert network.mask.keep.all()
+    assert network.mask.passing.all()
 
 
 def test_a_network_without_a_mask_says_so(network):

@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from robust_features.report.embeddings import grid, tsne
+from companion.report.embeddings import grid, tsne
 from robust_features.settings import UserError
 
 RANDOM = np.random.default_rng(0).random((20, 5))

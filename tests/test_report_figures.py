@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robust_features.report import curves, figure, images, plain, style
+from companion.report import curves, figure, images, plain, style
 
 ODD = ["a$b$", "$", r"\$x$ \alpha", "a_b^c", "<b> & {%#}", r"$\frac{", "ä"]
 

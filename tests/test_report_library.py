@@ -2,12 +2,13 @@ import ast
 
 from sample_report import make_project
 
-from robust_features.report import contents, library
+from companion.report import contents, library
 
 
 def test_the_librarys_page_has_every_public_class_and_function(tmp_path, monkeypatch):
     make_project(tmp_path, monkeypatch)
     html = library.render(contents.load_run()).read_text("utf-8")
+    assert "companion." not in html, "which is the project, not the method"
     for path in library.SOURCE.rglob("*.py"):
         for node in library.public(ast.parse(path.read_text("utf-8"))):
             assert f'<h3 id="{library.module(path)}.{node.name}">' in html

@@ -4,8 +4,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from robust_features.paths import LIB
-from robust_features.report.surroundings import apart, channel
+from companion.paths import LIBRARY
+from companion.report.surroundings import apart, channel
 
 
 @pytest.mark.parametrize("name", ["PYTHONSTARTUP", "PYTHONWARNINGS", "JUPYTER_PATH", "JUPYTER_DATA_DIR", "IPYTHONDIR"])
@@ -14,7 +14,7 @@ def test_a_users_settings_are_out_of_the_environment_and_back_in_it_afterwards(n
     monkeypatch.setenv("PYTHONPATH", "theirs")
     before = dict(os.environ)
     with pytest.raises(KeyError), apart(tmp_path) as folder:
-        assert os.environ.get(name) != "theirs" and os.environ["PYTHONPATH"] == str(LIB)
+        assert os.environ.get(name) != "theirs" and os.environ["PYTHONPATH"] == str(LIBRARY)
         assert os.environ["IPYTHONDIR"].startswith(str(folder)) and os.environ["HOME"] == before["HOME"]
         raise KeyError
     assert dict(os.environ) == before and not folder.exists()

@@ -9,15 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robust_features import report
-from robust_features.report import figures, tables
+from companion import paths, report
+from companion.report import figures
 
-
-@pytest.fixture(autouse=True)
-def reports(tmp_path, monkeypatch):
-    for module in (tables, figures):
-        monkeypatch.setattr(module, "REPORTS", tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("page")
 
 
 def agreement(dataset="cifar10", value=90.0, **more):
@@ -28,7 +23,7 @@ def agreement(dataset="cifar10", value=90.0, **more):
 
 
 def make(rows, **more):
-    options = {"artefact": "kim-table-2", "scale": "quick", "index": ["example"], "columns": ["dataset", "network"]}
+    options = {"artefact": "kim-table-2", "index": ["example"], "columns": ["dataset", "network"]}
     return report.table(rows, **{**options, "caption": "Agreement", **more})
 
 
@@ -71,15 +66,15 @@ def test_a_value_read_off_a_plot_is_approximate_and_shown_so(tmp_path, monkeypat
     entry = {"where": "Fig. 9", "unit": "%", "evidence": "P", "index": ["dataset"], "values": {"network": ["vgg16"]}}
     entry |= {"rows": [["cifar10", "~12.5"], ["svhn", None]]}
     (tmp_path / "published.yaml").write_text(json.dumps({"fig": entry}))  # JSON is YAML
-    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "published.yaml")
+    monkeypatch.setattr(paths, "PUBLISHED", tmp_path / "published.yaml")
     assert report.published("fig")[["value", "approximate"]].to_numpy().tolist() == [[12.5, True]]
     rows = agreement().drop_duplicates("network").drop(columns="example")
     assert "~12.5" in make(rows, artefact="fig", index=["dataset"], columns=["network"]).html
 
 
-def test_the_csv_has_ours_first_and_then_what_was_not_run(reports):
+def test_the_csv_has_ours_first_and_then_what_was_not_run(page):
     make(agreement())
-    rows = pd.read_csv(reports / "quick/tables/kim-table-2.csv")
+    rows = pd.read_csv(page / "tables/kim-table-2.csv")
     assert list(rows)[:9] == ["dataset", "example", "network", "paper", "ours", "low", "high", "n", "difference"]
     assert rows["example"][0] == "pgd" and rows["difference"][0] == pytest.approx(90 - 95.06)
     assert len(rows) == 18 and rows["ours"].isna().sum() == 12 and set(rows["dataset"][6:]) == {"svhn", "tiny-imagenet"}
@@ -97,7 +92,7 @@ def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
 def test_numbers_stand_in_their_order_and_other_names_as_they_were_met():
     names = ["1/4", "0", "1/8", "sigma", "1", "gamma"]
     rows = pd.DataFrame({"epsilon": names, "measure": "m", "value": 1.0, "low": 1.0, "high": 1.0, "n": 1})
-    how = dict(artefact="own-table", scale="quick", caption="", index=["epsilon"], columns=["measure"])
+    how = dict(artefact="own-table", caption="", index=["epsilon"], columns=["measure"])
     html = report.table(rows, **how).html
     places = [html.index(f"<th>{name}</th>") for name in ("0", "sigma", "gamma", "1/8", "1/4", "1")]
     assert places == sorted(places)
@@ -109,18 +104,34 @@ def test_another_datasets_value_is_marked_and_not_subtracted():
     assert shown.rows["difference"].isna().all() and shown.rows["paper"][:6].isna().all()
 
 
+def test_a_network_that_stands_for_the_papers_is_joined_by_its_name_and_says_so():
+    ours = {"WRN-10-1": "wrn28-10", "VGG-16, width 1/8": "vgg16"}
+    shown = make(agreement().replace({name: mine for mine, name in ours.items()}), stands_for={"network": ours})
+    assert "<th>WRN-10-1 (for WRN-28-10)</th>" in shown.html and "<th>VGG-16, width 1/8</th>" in shown.html
+    assert shown.rows["paper"].tolist() == make(agreement()).rows["paper"].tolist()
+    assert {*shown.rows["network"][:6]} == {"WRN-10-1 (for WRN-28-10)", "VGG-16, width 1/8"}
+
+
+def test_what_a_person_runs_is_written_to_explored(page, data, monkeypatch):
+    monkeypatch.delenv(paths.PAGE)
+    make(agreement())
+    report.figure(draw(), artefact="figure", alt="points")
+    assert (data / "explored/tables/kim-table-2.csv").exists() and (data / "explored/figures/figure.png").exists()
+    assert not page.exists()
+
+
 def test_constants_keep_other_defences_from_the_papers_values():
     rows = pd.concat([agreement(defence="adversarial"), agreement(defence="standard")], ignore_index=True)
     shown = make(rows, index=["defence", "example"])
     assert shown.rows.groupby("defence")["difference"].count().to_dict() == {"adversarial": 6, "standard": 0}
 
 
-def test_a_missing_value_and_several_units_are_shown(reports):
+def test_a_missing_value_and_several_units_are_shown(page):
     rows = agreement().assign(unit=["%", "L2"] * 3)
     rows.loc[0, ["value", "low", "high"]] = np.nan
     html = make(rows, artefact="norms").html
     assert "<b>–</b> %" in html and "<b>90.0</b> ±2.0 L2" in html and "in %" not in html
-    assert "-- \\%" in (reports / "quick/tables/norms.tex").read_text()
+    assert "-- \\%" in (page / "tables/norms.tex").read_text()
 
 
 def test_rows_that_fall_into_one_cell_or_lack_a_dimension_are_refused():
@@ -130,10 +141,10 @@ def test_rows_that_fall_into_one_cell_or_lack_a_dimension_are_refused():
         make(agreement().drop(columns="example").drop_duplicates(), index=["dataset"], columns=["network"])
 
 
-def test_tables_are_byte_stable_and_latex_is_booktabs_in_ascii(reports):
+def test_tables_are_byte_stable_and_latex_is_booktabs_in_ascii(page):
     def contents():
         html = make(agreement(), caption="At γ = 5 % & more").html
-        return [html, *((reports / f"quick/tables/kim-table-2.{end}").read_bytes() for end in ("csv", "html", "tex"))]
+        return [html, *((page / f"tables/kim-table-2.{end}").read_bytes() for end in ("csv", "html", "tex"))]
 
     first = contents()
     assert first == contents()
@@ -156,29 +167,29 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "latex"), NAMES.items())
-def test_a_name_is_text_in_rows_columns_units_and_captions(reports, name, latex):
+def test_a_name_is_text_in_rows_columns_units_and_captions(page, name, latex):
     rows = pd.DataFrame(
         {"class": [name, "b", name, "b"], "as": [name, name, "c", "c"], "value": 1.0, "unit": ["s", name] * 2}
     )
     places = dict(index=["class"], columns=["as"], caption=f"Of {name}")
-    shown = report.table(rows.assign(low=np.nan, high=np.nan, n=1), artefact="own", scale="quick", **places)
+    shown = report.table(rows.assign(low=np.nan, high=np.nan, n=1), artefact="own", **places)
     as_html = escape(name, quote=False)
     assert shown.html.count(f"<th>{as_html}</th>") == 2 and f"<b>1.0</b> {as_html}</td>" in shown.html
     assert f"</a> Of {as_html}</figcaption>" in shown.html and name in {*shown.rows["class"]}
-    text = (reports / "quick/tables/own.tex").read_text("utf-8")
+    text = (page / "tables/own.tex").read_text("utf-8")
     assert f"\n{latex} & 1.0 s & 1.0 s" in text and f"& 1.0 {latex} &" in text and f"{{Of {latex}}}" in text
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex, with booktabs and multirow")
-def test_a_table_of_odd_names_is_typeset_without_an_error(reports):
+def test_a_table_of_odd_names_is_typeset_without_an_error(page):
     rows = pd.DataFrame({"class": [*NAMES], "as": "".join(NAMES), "value": 1.0, "low": 0.5, "high": 1.5, "n": 1})
-    report.table(rows, artefact="own", scale="quick", index=["class"], columns=["as"], caption="".join(NAMES))
+    report.table(rows, artefact="own", index=["class"], columns=["as"], caption="".join(NAMES))
     lines = [
         r"\documentclass{article}\usepackage{booktabs,multirow}\begin{document}",
-        r"\input{quick/tables/own}\end{document}",
+        r"\input{tables/own}\end{document}",
     ]
-    (reports / "all.tex").write_text("".join(lines))
-    done = subprocess.run(["pdflatex", "-halt-on-error", "all.tex"], cwd=reports, capture_output=True)
+    (page / "all.tex").write_text("".join(lines))
+    done = subprocess.run(["pdflatex", "-halt-on-error", "all.tex"], cwd=page, capture_output=True)
     assert done.returncode == 0, done.stdout[-2000:].decode(errors="replace")
 
 
@@ -190,10 +201,10 @@ def draw(points=20):
     return fig
 
 
-def test_figures_are_byte_stable_closed_and_described(reports):
+def test_figures_are_byte_stable_closed_and_described(page):
     def contents():
-        shown = report.figure(draw(), artefact="figure", scale="quick", alt='"A" & b', data=agreement())
-        return [shown.html, *((reports / f"quick/figures/figure.{end}").read_bytes() for end in ("svg", "png", "csv"))]
+        shown = report.figure(draw(), artefact="figure", alt='"A" & b', data=agreement())
+        return [shown.html, *((page / f"figures/figure.{end}").read_bytes() for end in ("svg", "png", "csv"))]
 
     first = contents()
     assert first == contents() and not plt.get_fignums()
@@ -201,12 +212,12 @@ def test_figures_are_byte_stable_closed_and_described(reports):
     assert b"currentColor" in first[1] and figures.INK.encode() in first[1].split(b"</style>")[0]
 
 
-def test_a_heavy_figure_is_shown_as_png_and_one_without_artefact_is_only_shown(reports):
+def test_a_heavy_figure_is_shown_as_png_and_one_without_artefact_is_only_shown(page):
     shown = report.figure(draw(points=6000), alt="many points")
-    assert "data:image/png" in shown.html and "href" not in shown.html and not list(reports.rglob("*.*"))
+    assert "data:image/png" in shown.html and "href" not in shown.html and not list(page.rglob("*.*"))
 
 
 def test_importing_the_report_imports_neither_torch_nor_nbconvert():
-    code = "import sys, robust_features.report, robust_features.claims; "
+    code = "import sys, companion.report, companion.claims; "
     code += "sys.exit(bool({'torch', 'nbconvert', 'papermill'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,1 +1,1 @@
-"""A small library behind the notebooks: robust and non-robust features in four papers."""
+"""The method behind four papers on robust and non-robust features."""

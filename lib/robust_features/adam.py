@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass
-class Adam:
+class RowAdam:
     """Adam (Kingma and Ba 2015, Algorithm 1) with its default decay rates, elementwise: rows do not influence one another.
 
     torch.optim.Adam does the same, but making one imports torch's compiler, which takes longer than many a search here.
@@ -31,6 +31,6 @@ class Adam:
         scale = (self.square / (1 - 0.999**self.step_count)).sqrt_().add_(1e-8)
         self.value.addcdiv_(self.mean, scale, value=-self.learning_rate / (1 - 0.9**self.step_count))
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with these rows of `value` only."""
         self.value, self.mean, self.square = self.value[rows], self.mean[rows], self.square[rows]

@@ -1,12 +1,40 @@
 """Batches of images, made and augmented on the device that holds the data."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from robust_features.settings import Whole, settings
+from robust_features.settings import UserError, Whole, settings
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: uint8 (N, 3, H, W), and int64 (N,) that index `classes`; `notes` say what a reader should know."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        x, y, last = self.images, self.labels, len(self.classes) - 1
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
+            raise UserError(f"{self.name}: images must be uint8 (N, 3, H, W), found {x.dtype} {(*x.shape,)}")
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise UserError(f"{self.name}: labels must be int64 ({len(x)},), found {y.dtype} {(*y.shape,)}")
+        if len(y) and not 0 <= y.min() <= y.max() <= last:
+            raise UserError(f"{self.name}: labels must be 0 to {last}, found {y.min()} to {y.max()}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor | slice) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @settings

@@ -9,9 +9,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from robust_features import inputs, noise
-from robust_features.adam import Adam
+from robust_features.adam import RowAdam
 from robust_features.hardware import Hardware
-from robust_features.models import Network, check_channels, frozen
+from robust_features.networks import Network, check_channels, frozen
 from robust_features.settings import Count, NonNegative, Positive, settings
 
 CHUNK = 500  # images distilled at once; the result does not depend on it
@@ -66,12 +66,11 @@ def distil(
 ) -> Distillation:
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
-    One ε a channel and step, shared by all positions (Eq. 3; authors' code). Losses are summed over images, so that no
-    image's σ depends on who shares its batch. Raises ValueError for features of one position, which have no variance, for
-    features that are no (N, C, h, w), and for what `inputs` refuses.
+    Losses are summed over images, so that no image's σ depends on who shares its batch. Raises ValueError for features of
+    one position, which have no variance, for features that are no (N, C, h, w), and for what `inputs` refuses.
 
     >>> from robust_features.hardware import HardwareSettings, choose
-    >>> from robust_features.models import VGG16, build
+    >>> from robust_features.networks import VGG16, build
     >>> network, images = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(2, 3, 32, 32)
     >>> z, hardware = network.eval().features(images), choose(HardwareSettings(device="cpu"))
     >>> settings = Bottleneck(steps=5)
@@ -94,8 +93,9 @@ def distil(
     keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
     with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32, or float64 as Z is
         for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
-            z = inputs.numbers(network, z.to(device), "features")
-            parts.append(_distil(network, z, y.to(device), settings, k.to(device), at))
+            z, y = inputs.numbers(network, z.to(device), "features"), y.to(device)
+            inputs.logits(network.head(z, at), y)
+            parts.append(noise_variation(network, z, y, settings, k.to(device), at))
     sigma, variance = (torch.cat(column).to(features) for column in zip(*parts, strict=True))
     tolerance = variance.amax(1)
     if settings.threshold == "batch":
@@ -113,23 +113,25 @@ def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
     return 0.5 * (ratio - ratio.log() - 1).mean(1)
 
 
-def _distil(
-    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, keys: Tensor, at: str | None
+def noise_variation(
+    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, keys: Tensor, at: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(σ, σ_z²), each (n, C)."""
+    """σ and σ_z², each (n, C), of (n, C, h, w) features: Adam lowers Eq. 4 over ρ, where σ = softplus(ρ).
+
+    The images' `keys` draw ε: one a channel and step, shared by all positions (Eq. 3; authors' code).
+    """
     channels, variance = z.shape[1], z.flatten(2).var(2)
-    z = z.contiguous(memory_format=torch.channels_last)
     beta = settings.beta * channels / (network.full_channels or channels)
-    rho = torch.zeros_like(variance, requires_grad=True)  # the λ of σ = softplus(λ), ln 2 at first
-    adam = Adam(rho, settings.learning_rate)
+    z = z.contiguous(memory_format=torch.channels_last)
+    rho = torch.zeros_like(variance, requires_grad=True)  # σ = ln 2 at first
+    adam = RowAdam(rho, settings.learning_rate)
     for step in range(settings.steps):
         sigma = F.softplus(rho)
-        noisy = z + (sigma * noise.normal(keys, (channels,), draw=step))[:, :, None, None]
-        logits = network.head(noisy, at)
-        if step == 0:
-            inputs.logits(logits, labels)
-        task = F.cross_entropy(logits, labels, reduction="none")
-        (gradient,) = torch.autograd.grad((task + beta * information_loss(variance, sigma)).sum(), rho)
+        epsilon = noise.normal(keys, (channels,), draw=step)
+        informative = z + (sigma * epsilon)[:, :, None, None]
+        task = F.cross_entropy(network.head(informative, at), labels, reduction="none")
+        loss = task + beta * information_loss(variance, sigma)
+        (gradient,) = torch.autograd.grad(loss.sum(), rho)
         adam.step(gradient)
     return F.softplus(rho.detach()), variance
 

@@ -37,7 +37,7 @@ def linear_kernel(x: Tensor) -> Tensor:
 
 def hsic(first: Tensor, second: Tensor) -> Tensor:
     """(…,) tr(K H L H) / (N − 1)² of (…, N, N) kernels, H = I − 1/N (Gretton et al. 2005, Def. 2): biased, ≥ 0."""
-    return (_centred(first) * second).sum((-2, -1)) / (_count(first, 2) - 1) ** 2
+    return (centred(first) * second).sum((-2, -1)) / (_count(first, 2) - 1) ** 2
 
 
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
@@ -51,12 +51,32 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
 
 
 def normalised_hsic(first: Tensor, second: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """(…,) tr(R_K R_L), R = K_c (K_c + ε N I)⁻¹ of the centred kernel: 0 to N − 1 (Fukumizu et al. 2007; Ma et al. 2020).
+    """(…,) tr(R_K R_L) of the kernels' hat matrices: 0 to N − 1 (Fukumizu et al. 2007; Ma et al. 2020).
 
     Kernels of several layers or channels may be stacked in front; the other's R is then computed once.
     """
     _count(first, 2)
-    return torch.einsum("...ij,...ji->...", _ridge(first, epsilon), _ridge(second, epsilon))
+    return torch.einsum("...ij,...ji->...", hat_matrix(first, epsilon), hat_matrix(second, epsilon))
+
+
+def hat_matrix(kernel: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """(…, N, N) R = K_c (K_c + ρ I)⁻¹ of the centred kernel, ρ = ε N: every eigenvalue λ becomes λ / (λ + ρ).
+
+    Computed as I − ρ (K_c + ρ I)⁻¹ by a Cholesky factor, half the work of a solve; NaN where that fails.
+    """
+    shifted, ridge = centred(kernel), epsilon * kernel.shape[-1]
+    shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(shifted, upper=True)  # unlike cholesky it does not wait for the device
+    scale = torch.full_like(shifted[..., :1, :1], ridge).where(failed[..., None, None] == 0, torch.nan)
+    one = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+    return torch.addcmul(one, scale, torch.cholesky_inverse(factor, upper=True).mT, value=-1)
+
+
+def centred(kernel: Tensor) -> Tensor:
+    """(…, N, N) H K H of a symmetric kernel, H = I − 1/N: its rows and columns without their means."""
+    means = kernel.mean(-1)
+    rows = kernel - means[..., :, None]
+    return rows.sub_((means - means.mean(-1, keepdim=True))[..., None, :])
 
 
 @settings
@@ -98,23 +118,6 @@ class HSIC:
         """(N, N) kernel of (N,) class indices."""
         one_hot = F.one_hot(labels, classes).float()
         return linear_kernel(one_hot) if self.labels == "linear" else gaussian_kernel(one_hot, self.bandwidth)
-
-
-def _ridge(kernel: Tensor, epsilon: float) -> Tensor:
-    """R = K_c (K_c + ρ I)⁻¹ = I − ρ (K_c + ρ I)⁻¹ with ρ = ε N, by Cholesky: half the work of a solve. NaN where that fails."""
-    shifted, ridge = _centred(kernel), epsilon * kernel.shape[-1]
-    shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(shifted, upper=True)  # unlike cholesky it does not wait for the device
-    scale = torch.full_like(shifted[..., :1, :1], ridge).where(failed[..., None, None] == 0, torch.nan)
-    one = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-    return torch.addcmul(one, scale, torch.cholesky_inverse(factor, upper=True).mT, value=-1)
-
-
-def _centred(kernel: Tensor) -> Tensor:
-    """H K H of a symmetric kernel: rows and columns without their means."""
-    means = kernel.mean(-1)
-    rows = kernel - means[..., :, None]
-    return rows.sub_((means - means.mean(-1, keepdim=True))[..., None, :])
 
 
 def _count(kernel: Tensor, least: int) -> int:

@@ -37,14 +37,18 @@ def learn(variances: Tensor, epsilon: float) -> Learned:
     if epsilon == 0:
         return Learned(0.0, s, inf)
 
-    def surplus(log_multiplier: float) -> float:
+    def excess(log_multiplier: float) -> float:  # log E‖δ‖² − log ε²
         multiplier = torch.tensor(log_multiplier, dtype=torch.float64).exp()
-        return (1 / (multiplier**2 * _robust(s, multiplier))).sum().log().item() - 2 * torch.tensor(
-            epsilon
-        ).log().item()
+        spent = (1 / (multiplier**2 * robust_variances(s, multiplier))).sum()
+        return spent.log().item() - 2 * torch.tensor(epsilon).log().item()
 
-    multiplier = float(torch.tensor(brentq(surplus, -80, 80, xtol=1e-13), dtype=torch.float64).exp())
-    return Learned(epsilon, _robust(s, torch.tensor(multiplier, dtype=torch.float64)), multiplier)
+    multiplier = torch.tensor(brentq(excess, -80, 80, xtol=1e-13), dtype=torch.float64).exp()
+    return Learned(epsilon, robust_variances(s, multiplier), float(multiplier))
+
+
+def robust_variances(variances: Tensor, multiplier: Tensor) -> Tensor:
+    """(d,) eigenvalues of Σ_r = Σ/2 + 1/λ + sqrt(Σ/λ + Σ²/4) for the price λ of the adversary's ‖δ‖²."""
+    return variances / 2 + 1 / multiplier + (variances / multiplier + variances.square() / 4).sqrt()
 
 
 def accuracy(mean: Tensor, variances: Tensor, learned: Tensor, radius: float = 0.0) -> float:
@@ -58,7 +62,3 @@ def alignment(mean: Tensor, learned: Tensor) -> float:
     """Cosine between the loss's gradient with respect to x, which is along Σ_r⁻¹ μ, and the line μ between the classes."""
     mean = mean.double()
     return torch.cosine_similarity(mean / learned.double(), mean, dim=0).item()
-
-
-def _robust(variances: Tensor, multiplier: Tensor) -> Tensor:
-    return variances / 2 + 1 / multiplier + (variances / multiplier + variances.square() / 4).sqrt()

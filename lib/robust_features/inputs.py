@@ -101,7 +101,9 @@ def logits(found: Tensor, labels: Tensor) -> None:
     first, last, probable = torch.stack([first, last, probable.long()]).tolist()
     if not 0 <= first <= last < found.shape[1]:
         outputs = found.shape[1]
-        raise ValueError(f"labels must be 0 to {outputs - 1}, found {first} to {last}: the network has {outputs} outputs")
+        raise ValueError(
+            f"labels must be 0 to {outputs - 1}, found {first} to {last}: the network has {outputs} outputs"
+        )
     if probable:
         warnings.warn(
             "the network gives probabilities, not logits: their gradients vanish where it is sure, and of AutoAttack the "

@@ -33,7 +33,7 @@ def approach(
         if last:
             pairs.append(_pair(here[0] - last[0], here[1] - last[1]))
         last, direction = here, _direction(here[1], objective, pairs)
-        half = objective / _dot(here[1], direction).clamp_min(TINY)  # the whole way is 2f at this slope
+        half = objective / dot(here[1], direction).clamp_min(TINY)  # the whole way is 2f at this slope
         images = (images - (half.clamp_max(1)[:, None] * direction).view_as(images)).clamp(0, 1)
     return images
 
@@ -42,11 +42,11 @@ def _direction(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Te
     """The inverse Hessian, as far as it is known, times the gradient: (N, D)."""
     direction, shares = gradient, []
     for s, y, inverse in reversed(pairs):
-        shares.append(inverse * _dot(s, direction))
+        shares.append(inverse * dot(s, direction))
         direction = direction - shares[-1][:, None] * y
     direction = _scale(gradient, objective, pairs)[:, None] * direction
     for (s, y, inverse), share in zip(pairs, reversed(shares), strict=True):
-        direction = direction + (share - inverse * _dot(y, direction))[:, None] * s
+        direction = direction + (share - inverse * dot(y, direction))[:, None] * s
     return direction
 
 
@@ -55,18 +55,19 @@ def _scale(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Tensor
 
     Polyak's 2f / ‖g‖² (1987), which is long; once there is a pair, its geometric mean with the usual s·y / ‖y‖², which is short.
     """
-    long = 2 * objective / _dot(gradient, gradient).clamp_min(TINY)
+    long = 2 * objective / dot(gradient, gradient).clamp_min(TINY)
     if not pairs:
         return long
     _, y, inverse = pairs[-1]
-    return torch.where(inverse > 0, (long / (inverse * _dot(y, y)).clamp_min(TINY)).sqrt(), long)
+    return torch.where(inverse > 0, (long / (inverse * dot(y, y)).clamp_min(TINY)).sqrt(), long)
 
 
 def _pair(s: Tensor, y: Tensor) -> Pair:
-    curvature = _dot(s, y)
-    positive = curvature > 1e-6 * (_dot(s, s) * _dot(y, y)).sqrt()
+    curvature = dot(s, y)
+    positive = curvature > 1e-6 * (dot(s, s) * dot(y, y)).sqrt()
     return s, y, torch.where(positive, 1 / curvature.clamp_min(TINY), 0)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) inner product of each image of `a` with that of `b`."""
+    return (a * b).flatten(1).sum(1)

@@ -40,6 +40,11 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0)
     return ((bits >> 9).float() + 0.5).div_(1 << 23).view(-1, *shape)  # 24 bits of mantissa: exact
 
 
+def below(bound: int, keys: Tensor) -> Tensor:
+    """(N,) int64, uniform from 0 to bound − 1."""
+    return (uniform(keys, (1,)).squeeze(1) * bound).long()
+
+
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
     """(N, *shape) float32, standard normal."""
     half = -(-math.prod(shape) // 2)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robust_features.batches import as_float
 from robust_features.dependence import HSIC
-from robust_features.models import Network, check_channels, frozen, logits_of
+from robust_features.networks import Network, check_channels, frozen, logits_of
 from robust_features.settings import Count, NonNegative, Pair, Share, nearest, settings
 
 Fraction = Annotated[Share, Field(lt=1)]  # of the channels
@@ -26,7 +26,7 @@ class IBRAR:
     Of an adversarial objective T_l is of the attacked images, of one with two passes of both; X are the clean images. With
     every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
 
-    >>> from robust_features.models import VGG16, build
+    >>> from robust_features.networks import VGG16, build
     >>> network, images, labels = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(8, 3, 32, 32), torch.arange(8)
     >>> inputs, outputs = IBRAR().dependence(network, (network.activations(images),), images, labels)
     >>> inputs.shape, bool((inputs > 0).all())  # a value for each of the five blocks
@@ -48,8 +48,8 @@ class IBRAR:
         return f"layers: no stage '{absent[0]}'{near}; there are {', '.join(network.stages)}" if absent else ""
 
     def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
-        inputs, outputs = self.dependence(network, passes, images, labels)
-        return self.alpha * inputs.sum() - self.beta * outputs.sum()
+        of_images, of_labels = self.dependence(network, passes, images, labels)
+        return self.alpha * of_images.sum() - self.beta * of_labels.sum()
 
     def dependence(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer. Raises ValueError for too few images."""
@@ -57,8 +57,8 @@ class IBRAR:
         kernels = torch.stack([self.hsic.of_features(outputs[layer]) for outputs in passes for layer in layers])
         classes = logits_of(passes[0]).shape[1]
         both = torch.stack([self.hsic.of_features(images), self.hsic.of_labels(labels, classes)])
-        inputs, outputs = self.hsic(kernels, both[:, None])
-        return inputs, outputs
+        of_images, of_labels = self.hsic(kernels, both[:, None])
+        return of_images, of_labels
 
 
 @settings
@@ -99,11 +99,11 @@ class PersistentMask:
         """Renew the mask from the training set, uint8 images (M, 3, H, W) and labels (M,)."""
         if epoch == 1:
             return
-        keep = network.mask.keep.fill_(1)
+        passing = network.mask.passing.fill_(1)
         chosen = torch.randperm(len(labels), generator=Generator().manual_seed(seed))[: self.images].to(labels.device)
         batches = [rows for rows in chosen.split(self.batch) if len(rows) == min(self.batch, len(chosen))]
         scores = (channel_scores(network, as_float(images[rows]), labels[rows], self.hsic) for rows in batches)
-        keep[_lowest(torch.stack([found["labels"] for found in scores]).mean(0), self.fraction)] = 0
+        passing[lowest(torch.stack([found["labels"] for found in scores]).mean(0), self.fraction)] = 0
 
     def before_batch(self, network: Network, images: Tensor, labels: Tensor, index: int) -> None:
         """The mask stays."""
@@ -128,16 +128,16 @@ class BatchMask:
 
     def before_batch(self, network: Network, images: Tensor, labels: Tensor, index: int) -> None:
         """Set the mask for this batch of (N, 3, H, W) images in [0, 1]; `index` counts within the epoch, from 0."""
-        keep = network.mask.keep.fill_(1)
+        passing = network.mask.passing.fill_(1)
         if index == 0 or index % self.every:
             return
         scores = channel_scores(network, images, labels, self.hsic)
-        keep[_lowest(scores["labels"], self.least_of_labels)] = 0
-        keep[_lowest(-scores["images"], self.most_of_images)] = 0
+        passing[lowest(scores["labels"], self.least_of_labels)] = 0
+        passing[lowest(-scores["images"], self.most_of_images)] = 0
 
     def after_epoch(self, network: Network) -> None:
         """Validation and tests see every channel."""
-        network.mask.keep.fill_(1)
+        network.mask.passing.fill_(1)
 
 
 Mask = Annotated[PersistentMask | BatchMask, Field(discriminator="kind")]
@@ -157,6 +157,6 @@ def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC)
     return dict(zip(("labels", "images"), found, strict=True))
 
 
-def _lowest(scores: Tensor, fraction: float) -> Tensor:
-    """The indices of that fraction of the scores, rounded."""
+def lowest(scores: Tensor, fraction: float) -> Tensor:
+    """The indices of the lowest scores, a `fraction` of all (C,), rounded to a whole number: what a mask removes."""
     return scores.argsort()[: round(fraction * len(scores))]

@@ -5,7 +5,7 @@ A new one: its class, and its place in `Attack`.
 A call checks what it is given (`inputs.attack`) and hands it to the attack's `perturb`, which training and attacks that are
 made of attacks call themselves.
 
-Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are `models.frozen`'s business; the last iterate
+Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are `networks.frozen`'s business; the last iterate
 is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not. `generator`
 may also be the images' keys (`noise.image_keys`).
 """

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from robust_features import inputs
 from robust_features.attacks.gradient import PGD, ascend
 from robust_features.dependence import HSIC
-from robust_features.models import Network, logits_of
+from robust_features.networks import Network, logits_of
 from robust_features.regularisers import IBRAR
 from robust_features.settings import no_boolean, settings
 
@@ -39,9 +39,8 @@ class Adaptive:
 
         def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
             shared = self.sign * self.regulariser(model, (outputs,), images, labels)
-            return (
-                F.cross_entropy(logits_of(outputs).float(), labels, reduction="none") + shared
-            )  # their sum is N · (CE + shared)
+            entropy = F.cross_entropy(logits_of(outputs).float(), labels, reduction="none")
+            return entropy + shared  # summed over the batch: N · (CE + shared)
 
         pgd = self.pgd
         start = pgd.ball.sample(images, generator) if pgd.random_start else None

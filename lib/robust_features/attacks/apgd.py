@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from robust_features import inputs, noise
-from robust_features.attacks.ball import Ball, Norm, fits_norm
+from robust_features.attacks.ball import Ball, Norm, fits_norm, per_image
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, Pixels, Whole, settings
 
@@ -67,7 +67,7 @@ class APGD:
             s.images, loss, logits = images.detach(), loss.detach(), logits.detach()
             if (fooled := logits.argmax(1) != s.labels).any():
                 found[s.rows[fooled]], fooled_at_all[s.rows[fooled]] = s.images[fooled], True
-                s, loss = s.keep(~fooled), loss[~fooled]
+                s, loss = s.select(~fooled), loss[~fooled]
             if number == self.steps or not len(s.rows):
                 break
             s.remember(loss)
@@ -136,7 +136,7 @@ class _State:
             halved=torch.ones_like(labels, dtype=torch.bool),
         )
 
-    def keep(self, going: Tensor) -> "_State":
+    def select(self, going: Tensor) -> "_State":
         return _State(*(getattr(self, field.name)[going] for field in fields(self)))
 
     def remember(self, loss: Tensor) -> None:
@@ -146,17 +146,13 @@ class _State:
         self.rises = self.rises + ((loss > self.loss) & ~first)
         better = loss > self.best_loss
         self.loss, self.best_loss = loss, torch.where(better, loss, self.best_loss)
-        self.best = torch.where(_per_image(better), self.images, self.best)
-        self.best_gradient = torch.where(_per_image(better), self.gradient, self.best_gradient)
+        self.best = torch.where(per_image(better), self.images, self.best)
+        self.best_gradient = torch.where(per_image(better), self.gradient, self.best_gradient)
 
     def check(self, period: int) -> None:
         """Halve the step and return to the best iterate, where fewer than 3/4 of the steps helped or the best has not moved."""
         stuck = (self.rises <= 0.75 * period) | (~self.halved & (self.checked_loss >= self.best_loss))
-        self.step = torch.where(_per_image(stuck), self.step / 2, self.step)
-        self.images = torch.where(_per_image(stuck), self.best, self.images)
-        self.gradient = torch.where(_per_image(stuck), self.best_gradient, self.gradient)
+        self.step = torch.where(per_image(stuck), self.step / 2, self.step)
+        self.images = torch.where(per_image(stuck), self.best, self.images)
+        self.gradient = torch.where(per_image(stuck), self.best_gradient, self.gradient)
         self.halved, self.checked_loss, self.rises = stuck, self.best_loss, torch.zeros_like(self.rises)
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

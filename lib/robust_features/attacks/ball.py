@@ -49,13 +49,13 @@ class Ball:
             return torch.clamp(images, low, high)
         delta = images - centre
         shrink = (self.epsilon / l2(delta).clamp_min(1e-12)).clamp_max(1)
-        return (centre + delta * _per_image(shrink)).clamp(0, 1)
+        return (centre + delta * per_image(shrink)).clamp(0, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The step of unit norm along which a linear function with this gradient rises most; zero where it is zero."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / _per_image(l2(gradient).clamp_min(1e-12))
+        return gradient / per_image(l2(gradient).clamp_min(1e-12))
 
     def sample(self, centre: Tensor, generator: Generator | Tensor) -> Tensor:
         """A uniform point of the ball (L∞), or one of uniform direction and uniform volume (L2), clipped to [0, 1]."""
@@ -64,7 +64,7 @@ class Ball:
             return (centre + self.epsilon * (2 * noise.uniform(keys, centre.shape[1:]) - 1)).clamp(0, 1)
         direction = self.steepest(noise.normal(keys, centre.shape[1:]))
         radius = self.epsilon * noise.uniform(keys, (1,), draw=1).flatten() ** (1 / math.prod(centre.shape[1:]))
-        return (centre + direction * _per_image(radius)).clamp(0, 1)
+        return (centre + direction * per_image(radius)).clamp(0, 1)
 
 
 def l2(delta: Tensor) -> Tensor:
@@ -77,5 +77,6 @@ def linf(delta: Tensor) -> Tensor:
     return delta.flatten(1).abs().amax(1)
 
 
-def _per_image(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
+    """(N, 1, 1, 1): one value an image, to be combined with (N, C, H, W)."""
     return values.view(-1, 1, 1, 1)

@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from robust_features import inputs
-from robust_features.attacks.ball import Norm, fits_norm, l2, linf
+from robust_features.attacks.ball import Norm, fits_norm, l2, linf, per_image
 from robust_features.attacks.targets import each_target
+from robust_features.lbfgs import dot
 from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
 
 Part = Annotated[Share, Field(gt=0)]
@@ -87,11 +88,11 @@ class FAB:
 
         A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves their second pass.
         """
-        pulled = torch.where(_per_image(fooled), centre + self.pull * (images - centre), images)
-        one = to_hyperplane(pulled, gradient, _dot(gradient, images - pulled) - gap, self.norm)
-        two = to_hyperplane(centre, gradient, _dot(gradient, images - centre) - gap, self.norm)
+        pulled = torch.where(per_image(fooled), centre + self.pull * (images - centre), images)
+        one = to_hyperplane(pulled, gradient, dot(gradient, images - pulled) - gap, self.norm)
+        two = to_hyperplane(centre, gradient, dot(gradient, images - centre) - gap, self.norm)
         size = linf if self.norm == "linf" else l2
-        alpha = _per_image((size(one) / (size(one) + size(two)).clamp_min(1e-12)).clamp_max(self.alpha_max))
+        alpha = per_image((size(one) / (size(one) + size(two)).clamp_min(1e-12)).clamp_max(self.alpha_max))
         return ((1 - alpha) * (pulled + self.overshoot * one) + alpha * (centre + self.overshoot * two)).clamp(0, 1)
 
 
@@ -116,11 +117,3 @@ def to_hyperplane(images: Tensor, gradient: Tensor, residual: Tensor, norm: Norm
     scale = (residual.abs()[:, None] - before) / left.gather(1, place).clamp_min(1e-30)
     scale = torch.minimum(scale.clamp_min(0), at[:, -1:])
     return (way * torch.minimum(scale * speed, room)).view_as(images)
-
-
-def _dot(gradient: Tensor, delta: Tensor) -> Tensor:
-    return (gradient * delta).flatten(1).sum(1)
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

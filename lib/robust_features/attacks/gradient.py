@@ -71,7 +71,7 @@ class PGD:
     """Projected gradient descent on the cross-entropy (Madry et al. 2018). Budget attack.
 
     steps = 1, step_size = epsilon, no random start: FGSM (Goodfellow et al. 2015). No random start: BIM (Kurakin et al. 2017).
-    `keep: last` returns the last iterate; `first` lets an image rest as soon as it is fooled, for evaluations that only
+    `until: end` returns the last iterate; `fooled` lets an image rest as soon as it is fooled, for evaluations that only
     count: the others are fewer at every step. `restarts` are further attempts at what is not fooled yet.
     `loss: scaled-ce` divides the logits by their standard deviation over the classes, so that confidence does not flatten
     the softmax; `margin` is the largest other logit minus the label's (Carlini and Wagner 2017).
@@ -89,7 +89,7 @@ class PGD:
     norm: Norm = "linf"
     random_start: bool = True
     targeted: bool = False  # labels are then the classes to reach, not those to leave
-    keep: Literal["last", "first"] = "last"
+    until: Literal["end", "fooled"] = "end"
     restarts: Count = 1
     loss: Literal["ce", "scaled-ce", "margin"] = "ce"
     _fits_norm = model_validator(mode="after")(fits_norm)
@@ -124,7 +124,7 @@ class PGD:
             step_size=self.step_size,
             steps=self.steps,
             start=self.ball.sample(images, keys) if self.random_start else None,
-            stop=(lambda logits, rows: self._fooled(logits, labels[rows])) if self.keep == "first" else None,
+            stop=(lambda logits, rows: self._fooled(logits, labels[rows])) if self.until == "fooled" else None,
         )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

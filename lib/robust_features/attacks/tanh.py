@@ -7,12 +7,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robust_features import inputs, noise
-from robust_features.adam import Adam
+from robust_features.adam import RowAdam
 from robust_features.attacks.ball import Ball, LinfRadius, l2
 from robust_features.attacks.gradient import margin
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.hardware import Hardware
-from robust_features.models import Network
+from robust_features.networks import Network
 from robust_features.settings import Count, NonNegative, Positive, settings
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -41,7 +41,7 @@ def search(
     best, nearest = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
     rows, here, labels_here = torch.arange(len(images), device=images.device), images, labels
     last = torch.full_like(nearest, torch.inf)
-    adam = Adam(_unbounded(images), learning_rate)
+    adam = RowAdam(_unbounded(images), learning_rate)
     for step in range(steps):
         w = adam.value.requires_grad_(True)
         candidates = (torch.tanh(w) + 1) / 2
@@ -63,7 +63,7 @@ def search(
             going = (cost.detach() <= last) if going is None else going
             last = cost.detach()
         if going is not None and not going.all():
-            adam.keep(going)
+            adam.select(going)
             rows, here, labels_here, last = rows[going], here[going], labels_here[going], last[going]
             gradient = gradient[going]
             if not len(rows):
@@ -144,19 +144,33 @@ class FeatureGradient:
             features = model.features(candidates)
             logits = model.head(features).to(images.dtype)
             loss = margin(logits, labels[rows]).clamp_min(0)
-            (gradient,) = torch.autograd.grad(
-                -loss.sum(), features, retain_graph=True, create_graph=self.order == "second"
-            )
-            push = channels[rows] * gradient.to(images.dtype)
-            size = torch.linalg.vector_norm(push.flatten(1), dim=1)
-            if self.order == "first":
-                whole = torch.linalg.vector_norm(size) if self.unit == "batch" else size
-                direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
-                size = (features.to(images.dtype) * direction).flatten(1).sum(1)
-            return logits, self.c * loss + weight * size
+            term = feature_term(loss, features, channels[rows], order=self.order, unit=self.unit)
+            return logits, self.c * loss + weight * term
 
         how = dict(steps=self.steps, learning_rate=self.learning_rate, checks=self.checks, epsilon=self.epsilon)
         return search(objective, images, labels, **how)
+
+
+def feature_term(
+    loss: Tensor,
+    features: Tensor,
+    channels: Tensor,
+    *,
+    order: Literal["first", "second"] = "first",
+    unit: Literal["image", "batch"] = "image",
+) -> Tensor:
+    """(n,) term of Eq. 8 for (n,) losses of (n, C, h, w) features Z: ‖i·G‖₂, G = −∂loss/∂Z, i the (n, C, 1, 1) channels.
+
+    `second` is that norm. `first` is Z·u, whose gradient with respect to Z is u = i·G/‖i·G‖, the norm over image or batch.
+    """
+    (gradient,) = torch.autograd.grad(-loss.sum(), features, retain_graph=True, create_graph=order == "second")
+    push = channels * gradient.to(channels.dtype)
+    size = torch.linalg.vector_norm(push.flatten(1), dim=1)
+    if order == "second":
+        return size
+    whole = torch.linalg.vector_norm(size) if unit == "batch" else size
+    direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
+    return (features.to(push.dtype) * direction).flatten(1).sum(1)
 
 
 def _unbounded(images: Tensor) -> Tensor:

@@ -1,0 +1,138 @@
+"""What attacks do to a network, as it is kept: a row an image and attack, and the adversarial images that pages show."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from companion import datasets, records
+from robust_features.attacks import Attack
+from robust_features.batches import ImageSet, as_float
+from robust_features.evaluation import Attacked, accuracy_of, attack_all, crafted_in, predict
+from robust_features.hardware import Hardware
+from robust_features.networks import Network
+from robust_features.settings import UserError, describe, nearest
+from robust_features.statistics import wilson
+
+GALLERY = 16  # images kept of an attack whose images no section reads
+
+
+class Evaluation(dict[str, Attacked]):
+    """Every attack on a network by name, and `clean`: no attack."""
+
+    def __missing__(self, name: str) -> Attacked:
+        raise UserError(f"no attack '{name}'{nearest(name, self)} on this network; there are {', '.join(self)}")
+
+
+def attack_each(
+    attacks: Mapping[str, Attack],
+    network: Network,
+    images: ImageSet,
+    *,
+    hardware: Hardware,
+    seed: int,
+    whole: Collection[str] = (),
+    report: Callable[[str], None] = print,
+) -> Evaluation:
+    """Every attack on all images. Those of the attacks in `whole` are all kept, of the others the first GALLERY.
+
+    An interrupted run goes on with the attacks that are not finished.
+    """
+    clean = predict(network, as_float(images.images), hardware=hardware).argmax(1)
+    zero = torch.zeros(len(clean))
+    found = Evaluation(clean=Attacked(clean, zero, zero))
+    settings = [seed, {name: describe(attack) for name, attack in attacks.items()}]
+    with records.unfinished(
+        "attacks", settings, [images.images, images.labels, *network.state_dict().values()]
+    ) as once:
+        for name, attack in attacks.items():
+            started = time.perf_counter()
+
+            def made(name: str = name, attack: Attack = attack) -> dict[str, Tensor]:
+                count = len(images) if name in whole else GALLERY
+                options = dict(
+                    hardware=hardware, seed=seed, images_kept=count, report=lambda line: report(f"{name}: {line}")
+                )
+                return vars(attack_all(attack, network, images, **options))
+
+            found[name] = Attacked(**once(name, made))
+            right = (found[name].predictions == images.labels).float().mean()
+            seconds, precision = time.perf_counter() - started, crafted_in(attack, network, hardware)
+            report(f"{name}: {right:.1%} of {len(images)} still right  ({seconds:.1f} s in {precision})")
+    return found
+
+
+def save(
+    folder: Path, found: Evaluation, attacks: Mapping[str, Attack], labels: Tensor, precision: Mapping[str, str]
+) -> None:
+    """Write rows.csv (example, image, label, prediction, l2, linf), the kept images, and the attacks' settings to a folder."""
+    parts = [
+        pd.DataFrame({"label": labels, "prediction": attacked.predictions, "l2": attacked.l2, "linf": attacked.linf})
+        .rename_axis("image")
+        .reset_index()
+        .assign(example=name)
+        for name, attacked in found.items()
+    ]
+    images = {name: attacked.images for name, attacked in found.items() if attacked.images is not None}
+    card = {"attacks": {name: describe(attack) for name, attack in attacks.items()}, "precision": dict(precision)}
+    records.save(folder, images, card, rows=pd.concat(parts)[["example", "image", "label", "prediction", "l2", "linf"]])
+
+
+def load(member: str) -> Evaluation:
+    """The attacks on a member <group>/<name>."""
+    folder = records.folder("evaluation", member)
+    images = records.load(folder).tensors
+    columns = ("prediction", "l2", "linf")
+    with records.of_this_version(folder):
+        parts = records.rows(folder, floats=["l2", "linf"]).groupby("example", sort=False)
+        return Evaluation(
+            (name, Attacked(*(torch.tensor(part[column].to_numpy()) for column in columns), images.get(name)))
+            for name, part in parts
+        )
+
+
+def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
+    """Accuracy with its interval (percent), and mean L2 and L∞ norm (pixels in [0, 1]) over the images that the attack fooled."""
+    fooled = (clean.predictions == labels) & (result.predictions != labels)
+    accuracy = asdict(accuracy_of(result.predictions, labels))
+    return accuracy | {"l2": result.l2[fooled].mean().item(), "linf": result.linf[fooled].mean().item()}
+
+
+def measures(members: Mapping[str, Mapping[str, str]], names: Collection[str]) -> pd.DataFrame:
+    """Rows of Tables 3 and 4 of Kim et al.: for members, id → dimensions, and attacks: accuracy and mean norms as `measure`s."""
+    rows = []
+    for member, dimensions in members.items():
+        found, labels = load(member), datasets.load(dimensions["dataset"], "test").labels
+        for name in names:
+            measured = row(found[name], found["clean"], labels)
+            l2, linf = measured.pop("l2"), 255 * measured.pop("linf")
+            for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
+                rows.append({**dimensions, "example": name, "measure": measure, **values})
+    return pd.DataFrame(rows)
+
+
+def across(networks: Mapping[str, Network], sets: Mapping[str, ImageSet], *, hardware: Hardware) -> pd.DataFrame:
+    """Accuracy of every network on every set of images: classifier, test set, value, low, high, n in percent."""
+    return pd.DataFrame(
+        {"classifier": name, "test set": title, **asdict(accuracy_of(logits.argmax(1), images.labels))}
+        for name, network in networks.items()
+        for title, images in sets.items()
+        for logits in [predict(network, as_float(images.images), hardware=hardware)]
+    )
+
+
+def along_norm(found: Evaluation, labels: Tensor, *, norm: Literal["l2", "linf"], radii: Tensor) -> pd.DataFrame:
+    """Accuracy if only perturbations up to each radius count, for every attack: example, radius, value, low, high, n."""
+    right = found["clean"].predictions == labels
+    rows = []
+    for name, result in found.items():
+        size = torch.where(result.predictions != labels, getattr(result, norm), torch.inf)
+        for radius in radii.tolist():
+            interval = wilson(int((right & (size > radius)).sum()), len(labels))
+            rows.append({"example": name, "radius": radius, **asdict(interval)})
+    return pd.DataFrame(rows)

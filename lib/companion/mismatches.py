@@ -1,0 +1,176 @@
+"""What in a run does not fit together, each entry being right by itself: names that refer to nothing, networks and their images."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from companion import paths
+from companion.constructed import EVERY
+from companion.datasets import Source
+from robust_features import networks
+from robust_features.attacks import FeatureGradient
+from robust_features.networks import NetworkSettings
+from robust_features.settings import nearest
+from robust_features.training import Training
+
+if TYPE_CHECKING:
+    from companion.params import Run
+
+Mismatch = tuple[tuple[Any, ...], str]  # where in the resolved run, and what is wrong
+
+
+def mismatches(run: "Run") -> Iterator[Mismatch]:
+    """Everything of a run that would fail later, or mean nothing."""
+    for name, data in run.datasets.items():
+        if problem := data.problem():
+            yield ("datasets", name), problem
+    yield from _void(vars(run), ())
+    yield from _networks(run)
+    yield from _constructed(run)
+    for name, transfer in run.transfers.items():
+        yield from _absent(("transfers", name, "dataset"), "dataset", transfer.dataset, run.datasets)
+        for role in ("sources", "victims"):
+            yield from _absent(("transfers", name, role), "group of networks", getattr(transfer, role), run.networks)
+    yield from _sections(run)
+    for kind in ("networks", "constructed", "transfers"):
+        for name in getattr(run, kind):
+            if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
+                yield (kind, name), "its name reads <paper>/<role>, in lower-case letters, digits and hyphens"
+    inner = {
+        (kind, name, "members", key)
+        for kind in ("networks",)
+        for name, group in run.networks.items()
+        for key in group.members
+    }
+    inner |= {("constructed", name, "sets", key) for name, entry in run.constructed.items() for key in entry.sets}
+    inner |= {("datasets", name) for name in run.datasets}
+    for place in sorted(inner):
+        if not re.fullmatch(r"[a-z0-9-]+", place[-1]):
+            yield place, f"the name '{place[-1]}' may hold lower-case letters, digits and hyphens only"
+
+
+def _networks(run: "Run") -> Iterator[Mismatch]:
+    positions, made = cache(_positions), _made(run)
+    for name, group in run.networks.items():
+        for member, model in group.members.items():
+            place = ("networks", name, "members", member)
+            yield from _absent((*place, "dataset"), "dataset", model.dataset, {**run.datasets, **made})
+            data = run.datasets.get(made.get(model.dataset, model.dataset))
+            distilled = group.distil or any(isinstance(attack, FeatureGradient) for attack in group.attacks.values())
+            yield from _unfit(model, place, data, positions, distilled=bool(distilled))
+            if model.seed:
+                yield (
+                    (*place, "seed"),
+                    f"a group's members are trained with its `seeds`, {list(group.seeds)}; leave it out",
+                )
+        for key in ("images", "distil"):
+            for attack in getattr(group, key):
+                yield from _absent(("networks", name, key), "attack", attack, group.attacks)
+        for member, attacks in group.only.items():
+            yield from _absent(("networks", name, "only"), "member", member, group.members)
+            for attack in attacks:
+                yield from _absent(("networks", name, "only", member), "attack", attack, group.attacks)
+
+
+def _constructed(run: "Run") -> Iterator[Mismatch]:
+    for name, entry in run.constructed.items():
+        yield from _absent(("constructed", name, "dataset"), "dataset", entry.dataset, run.datasets)
+        yield from _absent(("constructed", name, "networks"), "group of networks", entry.networks, run.networks)
+        if entry.networks in run.networks:
+            known = [EVERY, *run.networks[entry.networks].trainings]
+            for key, recipe in entry.sets.items():
+                yield from _absent(("constructed", name, "sets", key, "by"), "member", recipe.by, known)
+
+
+def _made(run: "Run") -> dict[str, str]:
+    """The constructed datasets: id → the dataset they are made of."""
+    entries = {name: entry for name, entry in run.constructed.items() if entry.networks in run.networks}
+    return {
+        id: entry.dataset
+        for name, entry in entries.items()
+        for id in entry.ids(name, [*run.networks[entry.networks].trainings])
+    }
+
+
+def _sections(run: "Run") -> Iterator[Mismatch]:
+    """Parameters that a notebook does not have."""
+    for name, given in run.sections.items():
+        path = paths.NOTEBOOKS / f"{name}.ipynb"
+        if not path.exists():
+            known = [other.stem for other in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+            yield ("sections", name), f"no notebook '{name}'{nearest(name, known)}"
+            continue
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        cell = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
+        known = [
+            node.id
+            for node in ast.walk(ast.parse(cell))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
+        for key in given:
+            yield from _absent(("sections", name, key), "parameter", key, known)
+
+
+def _absent(place: tuple[Any, ...], what: str, name: str, known: Iterable[str]) -> Iterator[Mismatch]:
+    if name not in (known := [*known]):
+        yield place, f"no {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}"
+
+
+def _unfit(
+    model: Training,
+    place: tuple[Any, ...],
+    data: Source | None,
+    positions: Callable[[NetworkSettings, int], int],
+    *,
+    distilled: bool,
+) -> Iterator[Mismatch]:
+    """What keeps a network from being trained so, or on these images; `distilled`: or from being distilled."""
+    if model.regulariser and (problem := model.regulariser.problem(_thin(model.network), model.batch_size)):
+        yield (*place, "regulariser"), problem
+    if data is None:
+        return
+    kind, size, least = model.network.kind, data.size, 2 if distilled else 1
+    if positions(model.network, size) < least:
+        enough = next((more for more in (16, 32, 64, 128) if positions(model.network, more) >= least), None)
+        remedy = f"take a dataset of {enough} pixels" if enough else "take another network"
+        left = "one position at its split, a distillation needs two" if positions(model.network, size) else "nothing"
+        yield (*place, "network"), f"{kind} leaves of images of {size} pixels {left}; {remedy}"
+    if data.taught and model.batch_size > data.taught:
+        yield (*place, "batch_size"), f"{model.batch_size} is more than the {data.taught} images of {model.dataset}"
+    if model.augmentation.padding >= size:
+        yield (*place, "augmentation", "padding"), f"{model.augmentation.padding} pixels of black hide images of {size}"
+
+
+def _thin(network: NetworkSettings) -> networks.Network:
+    """The network with few channels, quick to build: its stages, and the positions in each, are those of any width."""
+    return networks.build(replace(network, width=1 / 16), 2, seed=0)
+
+
+def _positions(network: NetworkSettings, size: int) -> int:
+    """How many positions the split has of images of `size` pixels; 0 if these are too small for the network."""
+    if isinstance(network, networks.Victim):  # three halvings; to import torchvision takes seconds
+        return (size // 8 if network.kind == "densenet121" else math.ceil(size / 8)) ** 2
+    thin, images = _thin(network), torch.zeros(2, 3, size, size)
+    with networks.frozen(thin), torch.no_grad():
+        try:
+            features = thin.features(images)
+            thin.head(features)
+        except RuntimeError:  # pooled below one pixel
+            return 0
+    return features[0, 0].numel()
+
+
+def _void(value: Any, place: tuple[Any, ...]) -> Iterator[Mismatch]:
+    """Attacks that cannot change an image."""
+    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
+    for key, part in inner.items() if isinstance(inner, dict) else ():
+        if key in ("epsilon", "step_size") and part == 0:
+            yield (*place, key), "0 leaves every image as it is; write a size, such as 8/255, or leave the attack out"
+        yield from _void(part, (*place, key))

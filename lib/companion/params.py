@@ -1,0 +1,218 @@
+"""The settings of a run. params.yaml, which people write, is resolved to run.yaml, which everything reads.
+
+    python -m companion.params [SCALE]        check params.yaml and write run.yaml; with SCALE, choose that scale first
+    python -m companion.params split FOLDER   write run.yaml as small files, which DVC's stages depend on
+
+Everything wrong is said at once, by the key that was written in params.yaml, before any stage runs.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from companion import paths
+from companion.constructed import Constructions
+from companion.datasets import DatasetSettings, fingerprint
+from companion.files import atomic
+from companion.groups import Group
+from companion.mismatches import mismatches
+from companion.resolve import Written, place_of, resolve
+from companion.transfer import Transfer
+from robust_features.bottleneck import Bottleneck
+from robust_features.hardware import HardwareSettings
+from robust_features.networks import label
+from robust_features.settings import Seed, UserError, nearest, settings
+from robust_features.training import Training
+
+HEAD = "# Made of params.yaml by `make`, for the scale that it names: edit that, not this.\n"
+DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file an entry
+PUBLISHED = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml calls otherwise
+STALE = "run.yaml was made of another params.yaml than there is now: run `make`, or `python -m companion.params`"
+
+
+@settings
+class Run:
+    """One scale: what is read, trained, attacked, constructed and shown."""
+
+    scale: str
+    title: str
+    seed: Seed
+    hardware: HardwareSettings
+    bottleneck: Bottleneck
+    datasets: dict[str, DatasetSettings]
+    networks: dict[str, Group]
+    constructed: dict[str, Constructions]
+    transfers: dict[str, Transfer]
+    sections: dict[str, dict[str, Any]]  # what a notebook's `parameters` cell is given
+
+    def members(self, groups: str) -> dict[str, Training]:
+        """The trainings of the groups whose names begin with `groups`, by id <group>/<member>."""
+        chosen = {name: group for name, group in self.networks.items() if name.startswith(groups)}
+        return {f"{name}/{member}": model for name, group in chosen.items() for member, model in group.members.items()}
+
+    def dimensions(self, groups: str, *defences: str) -> dict[str, dict[str, str]]:
+        """What tables call the members of these defences (of all, if none is named): dataset, network as it is, defence."""
+        called = {
+            id: {"dataset": model.dataset, "network": label(model.network), "defence": model.defence}
+            for id, model in self.members(groups).items()
+        }
+        return {id: names for id, names in called.items() if not defences or names["defence"] in defences}
+
+    def labels(self, group: str) -> dict[str, str]:
+        """The networks of a group as they are, by member."""
+        return {name: label(model.network) for name, model in self.networks[group].members.items()}
+
+    @property
+    def stands_for(self) -> dict[str, dict[str, str]]:
+        """For tables: the paper's name of each network, by what it is here."""
+        models = self.members("").values()
+        return {
+            "network": {label(model.network): PUBLISHED.get(model.network.kind, model.network.kind) for model in models}
+        }
+
+
+def load(path: Path | None = None) -> Run:
+    """The settings in run.yaml. Raises UserError if there is none, or it does not hold what this version reads."""
+    path = path or paths.RUN
+    if not path.exists():
+        raise UserError(f"{path}: there is none yet: run `make`, or `python -m companion.params`")
+    try:
+        return TypeAdapter(Run).validate_python(read(path)["run"])
+    except (ValidationError, KeyError) as error:
+        raise UserError(f"{path} is not of this version: run `make`, or `python -m companion.params`") from error
+
+
+def check(text: dict[str, Any], scale: str) -> tuple[Written, Run]:
+    """A scale of the parsed params.yaml, resolved and validated. Raises UserError listing everything that is wrong."""
+    resolved = resolve(text, scale)
+    try:
+        run = TypeAdapter(Run).validate_python(resolved)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(error, resolved))
+        raise UserError("\n".join(f"params.yaml, {line}" for line in lines)) from error
+    if problems := list(dict.fromkeys(f"{place_of(resolved, place)}: {said}" for place, said in mismatches(run))):
+        raise UserError("\n".join(f"params.yaml, {problem}" for problem in problems))
+    return resolved, run
+
+
+def make(scale: str = "") -> Path:
+    """Check params.yaml and write run.yaml; a `scale` is written into params.yaml first, if there is such a one."""
+    text = read(paths.PARAMS)
+    if not isinstance(text.get("scales"), dict) or "scale" not in text:
+        raise UserError("params.yaml: needs `scale:`, the name of one of its `scales:`")
+    resolved, run = check(text, scale or str(text["scale"]))
+    if scale and scale != text["scale"]:
+        written = re.sub(r"(?m)^scale:.*$", f"scale: {scale}", paths.PARAMS.read_text("utf-8"))
+        _replace(paths.PARAMS, written)
+        text = read(paths.PARAMS)
+    _notice_what_datasets_read(run)
+    yaml = YAML()
+    yaml.width = 150
+    with atomic(paths.RUN) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(HEAD)
+        yaml.dump(json.loads(json.dumps({"made_of": _checksum(text), "run": resolved})), file)
+    return paths.RUN
+
+
+def split(folder: Path) -> Path:
+    """Every entry of run.yaml as a file of its own, <key>.json or <key>/<entry>.json: what stages depend on.
+
+    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of a
+    file it keeps the checksum. Raises UserError if run.yaml was made of another params.yaml.
+    """
+    found = read(paths.RUN)
+    if found.get("made_of") != _checksum(read(paths.PARAMS)):
+        raise UserError(STALE)
+    run = load()
+    with atomic(folder) as partial:
+        for key, value in found["run"].items():
+            inner = {f"{key}/{name}": part for name, part in value.items()} if key in DIVIDED else {key: value}
+            if key == "networks":  # how features are distilled is said once, and is read by groups that distil
+                how = {"bottleneck": found["run"]["bottleneck"]}
+                inner = {name: part | how if part.get("distil") else part for name, part in inner.items()}
+            if key == "sections":
+                inner |= {f"sections/{path.stem}": value.get(path.stem, {}) for path in paths.NOTEBOOKS.glob("*.ipynb")}
+            if key == "datasets":
+                inner |= {f"outside/{name}": fingerprint(data) for name, data in run.datasets.items()}
+            for name, part in inner.items():
+                target = partial / f"{name}.json"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return folder
+
+
+def _notice_what_datasets_read(run: Run) -> None:
+    """Let DVC write the settings' files again if images outside of the project have changed: their fingerprints are among them."""
+    folder = paths.DATA / "params"
+    for name, data in run.datasets.items():
+        known = folder / "outside" / f"{name}.json"
+        if known.exists() and json.loads(known.read_text("utf-8")) != fingerprint(data):
+            shutil.rmtree(folder)
+            return
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data. Raises UserError naming the line that is not YAML."""
+    try:
+        text = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = path.read_text("utf-8").splitlines()[mark.line].strip() if mark else ""
+        raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
+    if not isinstance(text, dict):
+        raise UserError(f"{path.name}: needs keys and values, found {type(text).__name__}")
+    return text
+
+
+def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
+    """One line a mistake: `recipes.kim.epochs: what is wrong`."""
+    for item in error.errors():
+        location, node = [], resolved
+        for part in item["loc"]:
+            known = part in node if isinstance(node, dict) else isinstance(part, int)
+            absent = item["type"] == "missing" and part is item["loc"][-1]
+            if known or absent:  # the other parts are names of union members
+                location.append(part)
+                node = node[part] if known else None
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "union_tag_invalid":
+            expected = item["ctx"]["expected_tags"].replace("'", "").split(", ")
+            location.append("kind")
+            tag = item["ctx"]["tag"]
+            message = f"'{tag}' is none of {', '.join(sorted(expected))}{nearest(tag, expected)}"
+        elif unknown := re.match(r"unknown key '(.*?)'", message):
+            location.append(unknown[1])
+        elif item["type"] not in ("missing", "value_error"):
+            message += f", found {item['input']!r}"
+        yield f"{place_of(resolved, tuple(location))}: {message}"
+
+
+def _checksum(text: dict[str, Any]) -> str:
+    """Of what params.yaml says; comments and layout do not count."""
+    return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    try:
+        print(split(Path(arguments[1])) if arguments[:1] == ["split"] and len(arguments) == 2 else make(*arguments[:1]))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,79 @@
+"""t-SNE of features (van der Maaten and Hinton 2008), and its grid of panels."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from companion.report.figures import plain
+from robust_features.settings import UserError
+
+SYMBOLS = {"Z": "$Z$", "Z_r": "$Z_r$", "Z_nr": "$Z_{nr}$", "T": "$T$"}
+ALIKE = "all features alike"
+
+
+def tsne(
+    parts: Mapping[str, Mapping[str, ArrayLike]], labels: ArrayLike, *, perplexity: float, seed: int
+) -> pd.DataFrame:
+    """One row a point: example, features, class index, x, y. `parts` maps example → kind → (N, …) features.
+
+    A column `note`, where there is one, says what else was done: of N images or fewer the perplexity is (N − 1) / 3, and
+    features that are all alike are one point. Raises UserError for features that are not finite."""
+    frames = []
+    for example, kinds in parts.items():
+        for kind, features in kinds.items():
+            if len(features) != len(labels):
+                raise ValueError(f"{example}, {kind}: features of {len(features)} images, labels of {len(labels)}")
+            flat = np.asarray(features).reshape(len(labels), int(np.prod(np.shape(features)[1:])))
+            if odd := int((~np.isfinite(flat)).any(axis=1).sum()):
+                raise UserError(
+                    f"t-SNE of {example}, {kind}: the features of {odd} of {len(flat)} images are not finite; "
+                    "look at the network's weights, training may have diverged"
+                )
+            points, note = _embed(flat, perplexity, seed)
+            frame = pd.DataFrame(points, columns=["x", "y"])
+            frame = frame.assign(example=example, features=kind, label=np.asarray(labels))
+            frames.append(frame.assign(note=note) if note else frame)
+    found = pd.concat(frames, ignore_index=True)
+    return found.fillna({"note": ""}) if "note" in found else found
+
+
+def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:
+    """(N, 2) points of (N, D) features, and a note. scikit-learn crashes where the features are all alike."""
+    from sklearn.manifold import TSNE
+
+    spread = np.ptp(flat.astype(float), axis=0).max(initial=0.0) if len(flat) else 0.0
+    if spread == 0:
+        return np.zeros((len(flat), 2)), ALIKE
+    if not 1e-6 < spread < 1e6:  # whose squares float32 may not hold; t-SNE does not depend on the scale
+        flat = (flat.astype(float) - flat.astype(float).mean(axis=0)) / spread
+    flat = np.pad(flat, ((0, 0), (0, max(0, 2 - flat.shape[1]))))  # it begins from two principal components
+    note = ""
+    if perplexity >= len(flat):
+        perplexity = (len(flat) - 1) / 3
+        note = f"perplexity {perplexity:.3g} for {len(flat)} images"
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat), note
+
+
+def grid(points: pd.DataFrame, classes: Sequence[str]) -> Figure:
+    """One row an example set, one column a kind of feature, coloured by class; the legend names at most ten classes."""
+    from companion.report.tables import label
+
+    examples, kinds = points["example"].unique(), points["features"].unique()
+    drawing, axes = plt.subplots(len(examples), len(kinds), figsize=(3 * len(kinds), 3 * len(examples)), squeeze=False)
+    for line, example in zip(axes, examples, strict=True):
+        for axis, kind in zip(line, kinds, strict=True):
+            part = points[(points["example"] == example) & (points["features"] == kind)]
+            colours = {"c": part["label"], "cmap": "tab10", "vmin": 0, "vmax": max(1, len(classes) - 1)}
+            cloud = axis.scatter(part["x"], part["y"], **colours, s=9, linewidths=0)
+            axis.set(xticks=[], yticks=[], title=f"{plain(label(example))}: {SYMBOLS.get(kind, plain(kind))}")
+            for note in part["note"].unique() if "note" in part else ():
+                axis.text(0.5, 0.02, note, transform=axis.transAxes, ha="center", fontsize=8)
+    named = range(min(10, len(classes)))
+    handles = [plt.Line2D([], [], ls="", marker="o", ms=3, color=cloud.cmap(cloud.norm(number))) for number in named]
+    names = [plain(classes[number]) for number in named]
+    drawing.legend(handles, names, loc="outside right center", title="true class")
+    return drawing

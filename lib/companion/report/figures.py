@@ -1,0 +1,88 @@
+"""Figures: SVG that follows the reader's light or dark theme, PNG, and the plotted data as CSV."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from companion.paths import page_folder
+from companion.report.shown import Shown, write
+
+INK = "#1f2328"  # what is drawn in this colour takes the reader's text colour in the SVG
+THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
+HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
+DPI = 150
+
+
+def style(*, plots: bool = True) -> None:
+    """Set the look of all figures: colour-blind-safe palette, transparent ground. Without `plots`, for images alone.
+
+    What a user's matplotlibrc or a cell above has set is undone first. Seaborn takes a second to import,
+    which notebooks that only show images are spared."""
+    matplotlib.rcdefaults()
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+    look = dict.fromkeys(inked, INK) | dict.fromkeys(grounds, "none") | {"figure.constrained_layout.use": True}
+    if plots:
+        import seaborn
+
+        look |= {"grid.color": "#8888884d", "image.interpolation": "none", "legend.frameon": False}
+        seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc=look)
+    else:
+        plt.rcParams.update(look)
+
+
+def figure(fig: Figure, *, alt: str, artefact: str | None = None, data: DataFrame | None = None) -> Shown:
+    """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
+
+    `alt` says in words what the figure shows. Without artefact it is only shown."""
+    with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
+        svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
+    svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
+    png = _save(fig, "png", facecolor="white", metadata={"Software": None})
+    plt.close(fig)
+    kind, shown = ("svg+xml", svg.encode()) if len(svg) < HEAVY else ("png", png)
+    source = f"data:image/{kind};base64,{base64.b64encode(shown).decode()}"
+    width = int.from_bytes(png[16:20]) * 96 // DPI  # in CSS pixels, of which there are 96 an inch
+    image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" style="max-width: 100%">'
+    if artefact is None:
+        return Shown(f"<figure>\n{image}\n</figure>", data)
+    files = {"svg": svg, "png": png} | ({} if data is None else {"csv": data})
+    for end, content in files.items():
+        write(page_folder() / "figures" / f"{artefact}.{end}", content)
+    links = " · ".join(f'<a href="figures/{artefact}.{end}">{end.upper()}</a>' for end in files)
+    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {links}</figcaption>'
+    return Shown(f'<figure id="{artefact}">\n{image}\n{title}\n</figure>', data)
+
+
+def plain(text: object) -> str:
+    r"""`text` as matplotlib then draws it, letter by letter: `$` would begin an equation, `_` in front hides it from a legend.
+
+    >>> plain("_a$b$")
+    '$\\_$a\\$b\\$'
+    """
+    escaped = str(text).replace("$", r"\$")
+    return rf"$\_${escaped[1:]}" if escaped.startswith("_") else escaped
+
+
+def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str] = ()) -> None:
+    """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`.
+
+    `names`: the hues of all panels under one legend, where a panel lacks some: each has the same colour in all of them."""
+    names = list(names) or [*rows[hue].unique()]
+    for name, part in rows.groupby(hue, sort=False):
+        colour = f"C{names.index(name)}"
+        axis.plot(part[x], part["value"], marker="o", label=plain(name), color=colour)
+        axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour)
+
+
+def _save(fig: Figure, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, dpi=DPI, bbox_inches="tight", **options)
+    return buffer.getvalue()

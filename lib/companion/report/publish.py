@@ -1,0 +1,27 @@
+"""Results that cost more than minutes are committed: reports/published/<scale>/, with a manifest of what they are."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from companion import paths
+from companion.files import atomic
+from robust_features.settings import UserError
+
+
+def publish(run: dict[str, Any], provenance: dict[str, Any]) -> Path:
+    """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
+
+    Raises UserError if there is no report yet."""
+    source, target = paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
+    if not any(source.glob("*")):
+        raise UserError(f"{source} holds no report yet: run `make reproduce SCALE={run['scale']}` first")
+    with atomic(target) as partial:
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {path.relative_to(partial).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        manifest = {"provenance": provenance, "params": run, "files": sums}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return target

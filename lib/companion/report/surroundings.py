@@ -1,0 +1,50 @@
+"""What a user's machine would add to a kernel or a page, kept out: settings of Python, IPython, Jupyter and matplotlib."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from companion.paths import LIBRARY
+
+THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS")
+
+
+@contextmanager
+def apart(cache: Path) -> Iterator[Path]:
+    """The environment in which kernels run and pages are rendered, the same for every user; yields a folder that goes with it.
+
+    `cache` keeps matplotlib's list of fonts, which takes seconds to make; a home that cannot be written to is not needed."""
+    before = dict(os.environ)
+    ours = {name: value for name, value in before.items() if not name.startswith(THEIRS)}
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a kernel may write to it until it has ended
+        ours |= {name: f"{folder}/{name}" for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
+        ours |= {"JUPYTER_RUNTIME_DIR": folder, "JUPYTER_PREFER_ENV_PATH": "1"}
+        ours |= {"MPLCONFIGDIR": str(cache), "MATPLOTLIBRC": os.devnull}
+        ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
+        ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
+        try:
+            _replace(ours)
+            yield Path(folder)
+        finally:
+            _replace(before)
+
+
+def channel(folder: Path) -> dict[str, str]:
+    """How to reach a kernel: through files in `folder`, or else, where these are impossible, through ports of this machine.
+
+    A socket's name may have about a hundred bytes, which a long TMPDIR leaves no room for; some file systems have no sockets."""
+    place = {"connection_file": f"{folder}/kernel"}
+    try:
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.bind(f"{folder}/kernel-ipc-0")  # as long as the names that jupyter_client will choose
+        return {"transport": "ipc", **place}
+    except (AttributeError, OSError):  # AttributeError: Windows
+        return {"transport": "tcp", **place}
+
+
+def _replace(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)

@@ -1,0 +1,212 @@
+"""Tables: what we measured beside what the paper prints, as CSV, HTML and LaTeX."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from pandas import DataFrame, Series
+from ruamel.yaml import YAML
+
+from companion import paths
+from companion.paths import page_folder
+from companion.report.shown import Shown, write
+
+LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
+MEASURED = ("value", "low", "high", "n", "unit")
+MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
+MATH |= {"∞": "infty", "≤": "le", "≥": "ge", "→": "to", "~": "sim", "\\": "backslash"}
+GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξπρστυφχψω",
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho "
+        "sigma tau upsilon phi chi psi omega".split(),
+        strict=True,
+    )
+)
+LATEX = {sign: rf"$\{name}$" for sign, name in (MATH | GREEK).items()}
+LATEX |= {sign: rf"\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"} | {"−": "$-$", "–": "--"}
+LATEX |= {"^": r"\textasciicircum{}", "[": "{[}", "*": "{*}"}  # after the end of a row [ and * would belong to it
+SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
+
+
+def label(value: object) -> str:
+    """What readers call an id: cifar10 → CIFAR-10; what has no label stays as it is."""
+    return LABELS.get(str(value), str(value))
+
+
+def published(artefact: str) -> DataFrame:
+    """The paper's values: dimensions, `value`, `approximate` (read off a plot). Empty if the artefact is unknown.
+
+    `.attrs` says `where` they stand, their `unit` and `evidence`."""
+    entry = YAML(typ="safe").load(paths.PUBLISHED).get(artefact)
+    if entry is None:
+        return DataFrame({"value": Series(dtype=float), "approximate": Series(dtype=bool)})
+    ((dimension, names),) = entry["values"].items()
+    wide = DataFrame(entry["rows"], columns=[*entry["index"], *names]).set_index(entry["index"])
+    rows = wide.rename_axis(columns=dimension).stack().dropna().astype(str).rename("text").reset_index()
+    rows = rows.assign(**entry.get("constants", {}), value=rows["text"].str.removeprefix("~").astype(float))
+    rows["approximate"] = rows.pop("text").str.startswith("~")
+    rows.attrs = {key: entry[key] for key in ("where", "unit", "evidence")}
+    return rows
+
+
+def table(
+    rows: DataFrame,
+    *,
+    artefact: str,
+    index: list[str],
+    columns: list[str],
+    caption: str,
+    reference: dict[str, str] | None = None,
+    stands_for: dict[str, dict[str, str]] | None = None,
+    decimals: int = 1,
+) -> Shown:
+    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's.
+
+    Where the paper has no value, `reference` names another dataset of the paper to show: {"dataset": "cifar10"}. `stands_for`
+    tells for a dimension what the paper calls a value of ours: {"network": {"WRN-10-1": "wrn28-10"}}.
+    Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
+    paper = published(artefact)
+    tidy, not_run = _compare(rows, paper, reference or {}, stands_for or {})
+    for dimension, names in (stands_for or {}).items():
+        if dimension in rows and not paper.empty:
+            shown = {ours: _shown(ours, label(theirs)) for ours, theirs in names.items()}
+            tidy[dimension] = tidy[dimension].replace(shown)
+    ours = tidy[: len(rows)]
+    digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
+    about = "~" if paper["approximate"].any() else ""
+    units = ours["unit"].unique() if "unit" in ours else ["%"]
+
+    def cell(row: Series, measured: str, printed: str, plain: Callable[[str], str]) -> str:
+        value, half = row["ours"], (row["high"] - row["low"]) / 2
+        text = measured.format(plain("–" if pd.isna(value) else f"{value:.{decimals}f}"))
+        text += plain("" if pd.isna(half) or pd.isna(value) else f" ±{half:.{decimals}f}")
+        text += plain(f" {row['unit']}" if len(units) > 1 else "")
+        if pd.notna(row["paper"]):
+            change = "" if pd.isna(value) else f" ({row['difference']:+.{decimals}f})".replace("-", "−")
+            text += printed.format(plain(f"{about}{row['paper']:.{digits}f}{change}"))
+        elif pd.notna(row["reference"]):
+            text += printed.format(plain(f"{about}{row['reference']:.{digits}f}†"))
+        return text
+
+    def grid(measured: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
+        labelled = ours[[*index, *columns]].map(label)
+        known = [*LABELS.values()]
+        rank = {name: (known.index(name) if name in known else -1, _number(name)) for name in labelled.stack()}
+        ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
+        ordered["cell"] = [cell(row, measured, printed, plain) for _, row in ours.iterrows()]
+        if ordered.duplicated([*index, *columns]).any():
+            raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
+        wide = (
+            ordered.pivot(index=index, columns=columns, values="cell")
+            .sort_index()
+            .sort_index(axis=1)
+            .astype(object)
+            .fillna("")
+        )
+        wide = wide.rename_axis(index=lambda name: plain(name.capitalize()), columns=lambda name: None)
+        return wide.rename(index=plain, columns=plain)
+
+    notes = _notes(ours, paper, not_run, units, reference or {})
+    folder = page_folder() / "tables"
+    write(folder / f"{artefact}.csv", tidy)
+    write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption))
+    body = grid("<b>{}</b>", "<small>{}</small>", html_text).to_html(escape=False, border=0)
+    body = body.replace("<th></th>", "<td></td>").replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
+    title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
+    html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
+    head = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{artefact}</title>\n'
+    write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
+    files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
+    return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
+
+
+def _number(name: object) -> float:
+    """What a dimension's value comes to, 1/8 before 1/4; 0 where it is no number: such names keep the order they are met in."""
+    try:
+        return float(Fraction(str(name)))
+    except ValueError:
+        return 0.0
+
+
+def _shown(ours: str, paper: str) -> str:
+    """What we have, and what it stands for where that is called otherwise: WRN-10-1 (for WRN-28-10)."""
+    return ours if ours.startswith(paper) else f"{ours} (for {paper})"
+
+
+def _compare(
+    rows: DataFrame, paper: DataFrame, reference: dict[str, str], stands_for: dict[str, dict[str, str]]
+) -> tuple[DataFrame, Series]:
+    """The CSV's rows, ours first and then the paper's that were not run; and the latter as a series over dimensions."""
+    dimensions = [name for name in rows if name not in MEASURED]
+    shared = [name for name in dimensions if name in paper]
+    lacking = [name for name in paper.columns[:-2].difference(shared) if paper[name].nunique() > 1]
+    if lacking:
+        raise ValueError(f"the rows need the column {lacking[0]}, along which the paper's values differ")
+    tidy = rows.rename(columns={"value": "ours"}).assign(n=rows["n"].astype("Int64"), paper=float("nan"))
+    tidy["reference"], not_run = float("nan"), paper["value"]
+    if shared:
+        values = paper.set_index(pd.MultiIndex.from_frame(paper[shared]))["value"]
+        named = rows[shared].apply(lambda names: names.replace(stands_for.get(names.name, {})))
+        keys = pd.MultiIndex.from_frame(named)
+        tidy["paper"] = values.reindex(keys).to_numpy()
+        if reference:
+            elsewhere = values.reindex(pd.MultiIndex.from_frame(named.assign(**reference))).to_numpy()
+            tidy["reference"] = Series(elsewhere, tidy.index).where(tidy["paper"].isna())
+        not_run = values[~values.index.isin(keys)]
+        tidy = pd.concat([tidy, not_run.rename("paper").reset_index()], ignore_index=True)
+    tidy["difference"] = tidy["ours"] - tidy["paper"]
+    measured = ["paper", "ours", "low", "high", "n", "difference", "reference", *(["unit"] if "unit" in rows else [])]
+    return tidy[[*dimensions, *measured]], not_run
+
+
+def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str], reference: dict[str, str]) -> str:
+    """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
+    few, many = ours["n"].min(), ours["n"].max()
+    half = " ±half of the 95 % interval" if ours["high"].notna().any() else ""
+    unit = f", in {html_text(units[0])}" if len(units) == 1 and units[0] else ""
+    notes = f"<b>Ours</b>{half}{unit}; n = {few}" + (f" to {many}." if few < many else ".")
+    if paper.empty:
+        return f"<p>{notes}</p>"
+    difference = " (difference)" if ours["difference"].notna().any() else ""
+    notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}.</small>"
+    if ours["reference"].notna().any():
+        other = ", ".join(html_text(label(name)) for name in reference.values())
+        notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
+    if not_run.empty:
+        return f"<p>{notes}</p>"
+    flat = not_run.rename(index=label).rename("paper").rename_axis(index=str.capitalize)
+    listing = flat.unstack().rename_axis(columns=lambda name: None) if flat.index.nlevels > 1 else flat.to_frame()
+    summary = f"{len(not_run)} of the paper's {len(paper)} values were not run at this scale"
+    body = listing.to_html(border=0, na_rep="")
+    return f"<p>{notes}</p>\n<details><summary>{summary}</summary>\n{SCROLL}{body}</div>\n</details>"
+
+
+def html_text(text: str) -> str:
+    """Text as HTML shows it letter by letter."""
+    return escape(text, quote=False)
+
+
+def latex(text: str) -> str:
+    r"""Text as LaTeX prints it letter by letter; a letter that its fonts lack is printed as its number.
+
+    >>> latex("5 % of [a_b]"), latex("~猫")
+    ('5 \\% of {[}a\\_b]', '$\\sim${[}U+732B]')
+    """
+    letters = re.sub(r"\s+", " ", text)
+    return "".join(LATEX.get(each, each if _typeset(each) else f"{{[}}U+{ord(each):04X}]") for each in letters)
+
+
+def _typeset(letter: str) -> bool:
+    """ASCII, and what LaTeX's first fonts have besides: letters with an accent, and a few more."""
+    if letter.isascii():
+        return letter.isprintable()
+    return letter in "ßæœøÆŒØ" or letter <= "ſ" and unicodedata.normalize("NFD", letter)[0].isascii()
+
+
+def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
+    return grid.style.to_latex(hrules=True, multicol_align="c", caption=latex(caption), label=artefact)

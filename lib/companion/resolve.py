@@ -1,0 +1,216 @@
+"""params.yaml → one scale, spelt out. Mappings merge, a new `kind` replaces its block, lists replace, null removes."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from robust_features.settings import UserError, nearest
+
+NAMED = {"attack": "training", "monitor": "training", "regulariser": "regularisers", "mask": "masks"}  # key: its table
+UNBOUNDED = ("carlini-wagner", "feature-gradient")  # kinds that have an ε only where `ball: true` asks for it
+PLAIN = ("seed", "hardware", "bottleneck", "datasets", "sections")  # what a scale takes over as it stands
+TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is referred to
+
+
+class Written(dict[str, Any]):
+    """A mapping that knows, of each of its keys, where in params.yaml the value was written."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]):
+        super().__init__(values)
+        self.places = dict(places)
+
+
+def resolve(text: Mapping[str, Any], scale: str) -> Written:
+    """All settings of a scale: what `Run` validates. Raises UserError for a name that params.yaml does not define."""
+    written = _written(text, "")
+    scales = written.pop("scales")
+    if scale not in scales:
+        raise UserError(
+            f"params.yaml, scale: no scale '{scale}'{nearest(scale, scales)}; there are {', '.join(scales)}"
+        )
+    written = merge(written, scales[scale])
+    for key in written:
+        if key not in (known := (*PLAIN, *TABLES, "scale", "title", "networks", "constructed", "transfers")):
+            raise UserError(
+                f"params.yaml, {written.places[key]}: unknown key{nearest(key, known)}; there are {', '.join(known)}"
+            )
+    run = Written({key: written[key] for key in PLAIN}, written.places)
+    run |= {"scale": scale, "title": written["title"]}
+    for kind, spelt_out in (("networks", _group), ("constructed", _as_written), ("transfers", _transfer)):
+        run[kind] = Written({}, written[kind].places)
+        for name in written[kind]:
+            try:
+                form = _inherit(name, written[kind], f"{kind}.{name}", key="like")
+                run[kind][name] = spelt_out(form, written)
+            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+                said = f"cannot be read ({type(error).__name__}: {error}); compare it with other entries of {kind}"
+                raise UserError(f"params.yaml, {kind}.{name}: {said}") from error
+    return run
+
+
+def merge(first: Any, second: Any) -> Any:
+    """`second` over `first`."""
+    if not (isinstance(first, Written) and isinstance(second, Written)):
+        return second
+    if "kind" in second and second["kind"] != first.get("kind"):
+        return second
+    both = dict(first)
+    for key, value in second.items():
+        both[key] = merge(first[key], value) if key in first else value
+        if value is None and key in first:
+            del both[key]
+    return Written(both, {**first.places, **second.places})
+
+
+def place_of(run: Written, location: tuple[Any, ...]) -> str:
+    """Where params.yaml says what stands at `location` of the resolved run, as far as it goes: `recipes.kim.epochs`."""
+    node, place = run, ".".join(map(str, location))
+    for depth, key in enumerate(location, start=1):
+        if not isinstance(node, Written) or key not in node.places:
+            break
+        place = ".".join([node.places[key], *map(str, location[depth:])])
+        node = node.get(key)
+    return place
+
+
+def _written(value: Any, place: str) -> Any:
+    """The parsed YAML with places, and names where tables are referred to as {from: name}."""
+    if not isinstance(value, Mapping):
+        return value
+    places = {key: f"{place}.{key}".removeprefix(".") for key in value}
+    inner = {key: _written(_named(key, part), places[key]) for key, part in value.items()}
+    return Written(inner, places)
+
+
+def _named(key: str, value: Any) -> Any:
+    return {"from": value} if key.rpartition(".")[2] in NAMED and isinstance(value, str) else value
+
+
+def _inherit(name: str, table: Mapping[str, Any], place: str, key: str = "from") -> Written:
+    """An entry of a table with what it takes from another one of it."""
+    if name not in table:
+        raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, table)}; there are {', '.join(table)}")
+    return _from(table[name], table, place, key)
+
+
+def _from(entry: Written, table: Mapping[str, Any], place: str, key: str = "from") -> Written:
+    if key not in entry:
+        return entry
+    other = _inherit(entry[key], table, entry.places[key], key)
+    return merge(other, Written({k: v for k, v in entry.items() if k != key}, entry.places))
+
+
+def _group(form: Written, text: Written) -> Written:
+    """A group with the training of every member spelt out, and what its stage reads."""
+    if "recipe" not in form:
+        known = [name for name, other in text["networks"].items() if "recipe" in other or "like" in other]
+        place = next(iter(form.places.values()), "networks").rpartition(".")[0]
+        raise UserError(f"params.yaml, {place}: needs `recipe`, or `like` and one of {', '.join(known)}")
+    recipe = _inherit(form["recipe"], text["recipes"], form.places["recipe"])
+    base = merge(recipe, form.get("base", Written({}, {})))
+    written = form.get("members", Written({}, {}))
+    members = {name: merge(base, changes) for name, changes in written.items() if changes is not None}
+    places = dict(written.places)
+    for path, values in form.get("each", {}).items():
+        places |= values.places
+        for name, value in values.items():
+            members[name] = merge(members.get(name, base), _nested(path, value, values.places[name]))
+    spelt = {name: _member(member, text) for name, member in members.items()}
+    sources = {member["dataset"] for member in spelt.values()}
+    spent = ("recipe", "base", "members", "each", "attacks")
+    group = {key: value for key, value in form.items() if key not in spent and value is not None}
+    group |= {"members": Written(spelt, places)}
+    group |= {"attacks": _attacks(form, text, min(sources)), "reads": _reads(sources, form)}
+    return Written(group, {"members": form.places.get("each", form.places["recipe"]), **form.places})
+
+
+def _reads(sources: set[str], form: Written) -> str:
+    """The folder under data/ that a group depends on: of a dataset, or of the sets constructed together."""
+    folders = {f"constructed/{_entry(name)}" if "/" in name else f"datasets/{name}" for name in sources}
+    if len(folders) != 1:
+        where = form.places.get("base", form.places["recipe"])
+        raise UserError(
+            f"params.yaml, {where}: the members of a group read one dataset, found {', '.join(sorted(folders))}"
+        )
+    return folders.pop()
+
+
+def _member(member: Written, text: Written) -> Written:
+    """One training, with its attacks, regulariser and mask spelt out."""
+    found = Written({key: value for key, value in member.items() if value is not None}, member.places)
+    for key in ("regulariser", "mask"):
+        if key in found:
+            found[key] = _from(found[key], text[NAMED[key]], found.places[key])
+    if "attack" in found["objective"]:
+        attack = _attack(found["objective"]["attack"], text, "training", member["dataset"])
+        found["objective"] = Written({**found["objective"], "attack": attack}, found["objective"].places)
+    if "monitor" in found:
+        found["monitor"] = _attack(found["monitor"], text, "training", member["dataset"])
+    return found
+
+
+def _attacks(form: Written, text: Written, dataset: str) -> Written:
+    """The attacks of `{table, names, change}` by name; all of the table where no names are given."""
+    chosen = form.get("attacks") or Written({}, {})
+    if "table" not in chosen:
+        return Written({}, {})
+    if chosen["table"] not in text["attacks"]:
+        near = nearest(chosen["table"], text["attacks"])
+        raise UserError(f"params.yaml, {chosen.places['table']}: no table of attacks '{chosen['table']}'{near}")
+    table = merge(text["attacks"][chosen["table"]], chosen.get("change", Written({}, {})))
+    changed = Written({**text, "attacks": {**text["attacks"], chosen["table"]: table}}, text.places)
+    names = chosen.get("names") or list(table)
+    reference = {name: Written({"from": name}, {"from": chosen.places["table"]}) for name in names}
+    found = {name: _attack(each, changed, chosen["table"], dataset) for name, each in reference.items()}
+    return Written(found, table.places)
+
+
+def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written:
+    """An attack with its ε, from `threat` where it has none of its own, and its step in pixels."""
+    found = dict(whole := _from(attack, text["attacks"][table], table))
+    step, share = found.pop("step", None), found.pop("share", None)
+    ball = found.pop("ball", found.get("kind") not in UNBOUNDED)
+    if found.get("kind") == "adaptive":
+        found["pgd"] = _attack(found["pgd"], text, table, dataset)
+    elif ball and "epsilon" not in found:
+        epsilon = _threat(text, dataset, found.get("norm", "linf"), whole)
+        found["epsilon"] = epsilon if share is None else _times(share, epsilon)
+    if step is not None and "step_size" not in found:
+        found["step_size"] = _times(step, found["epsilon"])
+    places = {"epsilon": f"threat.{dataset}", "step_size": whole.places.get("step", table), **whole.places}
+    return Written({key: value for key, value in found.items() if value is not None}, places)
+
+
+def _threat(text: Written, dataset: str, norm: str, attack: Written) -> Any:
+    name = text["constructed"][_entry(dataset)]["dataset"] if "/" in dataset else dataset
+    known = text["threat"].get(name, {})
+    if norm not in known:
+        where = next(iter(attack.places.values()), "attacks")
+        raise UserError(f"params.yaml, threat.{name}: no {norm}, the ε of the attack at {where}")
+    return known[norm]
+
+
+def _as_written(form: Written, text: Written) -> Written:
+    return form
+
+
+def _transfer(form: Written, text: Written) -> Written:
+    return Written({**form, "attacks": _attacks(form, text, form["dataset"])}, form.places)
+
+
+def _entry(dataset: str) -> str:
+    """The entry of `constructed` that a set belongs to: ilyas/main of ilyas/main/random."""
+    return "/".join(dataset.split("/")[:2])
+
+
+def _nested(path: str, value: Any, place: str) -> Written:
+    """{"a": {"b": value}} of "a.b"."""
+    first, _, rest = path.partition(".")
+    inner = _nested(rest, value, place) if rest else _written(_named(first, value), place)
+    return Written({first: inner}, {first: place})
+
+
+def _times(factor: Any, length: Any) -> float:
+    """A multiple of an ε; both may be written as fractions."""
+    numbers = (float(Fraction(value)) if isinstance(value, str) else value for value in (factor, length))
+    return round(next(numbers) * next(numbers), 12)  # 0.23 of 0.2 is 0.046

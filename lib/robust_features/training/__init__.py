@@ -1,0 +1,5 @@
+"""Training: settings, objectives, and the loop."""
+
+from robust_features.training.loop import HISTORY, SGD, Adam, OneCycle, StepLR, Trained, Training, train
+
+__all__ = ["HISTORY", "SGD", "Adam", "OneCycle", "StepLR", "Trained", "Training", "train"]
