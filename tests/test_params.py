@@ -178,6 +178,15 @@ def test_a_mistake_is_named_by_the_key_that_was_written_with_what_is_allowed(pro
     assert not paths.RUN.exists()
 
 
+def test_params_yaml_that_is_absent_or_of_another_encoding_is_said(project):
+    paths.PARAMS.write_bytes(TEXT.encode() + "# ε\n".encode("cp1253"))
+    with pytest.raises(UserError, match=rf"params.yaml, line {TEXT.count(chr(10)) + 1}: is not UTF-8"):
+        params.make()
+    paths.PARAMS.unlink()
+    with pytest.raises(UserError, match="params.yaml: No such file"):
+        params.make()
+
+
 def test_all_mistakes_are_said_at_once():
     with pytest.raises(UserError) as error:
         checked(

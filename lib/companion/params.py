@@ -161,12 +161,19 @@ def _notice_what_datasets_read(run: Run) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data. Raises UserError naming the line that is not YAML."""
+    """A YAML file as plain data. Raises UserError if it cannot be read, naming the line that is not YAML."""
     try:
-        text = YAML(typ="safe").load(path)
+        written = path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path.name}, line {line}: is not UTF-8; save it as UTF-8 in your editor") from error
+    try:
+        text = YAML(typ="safe").load(written)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = path.read_text("utf-8").splitlines()[mark.line].strip() if mark else ""
+        line = written.splitlines()[mark.line].strip() if mark else ""
         raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
     if not isinstance(text, dict):
         raise UserError(f"{path.name}: needs keys and values, found {type(text).__name__}")
