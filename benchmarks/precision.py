@@ -18,12 +18,12 @@ from torch import Tensor
 from benchmarks.run import RESULTS, commit, machine, versions
 from companion import datasets, evaluations, params, trained
 from companion.datasets import Cifar, ImageSet
-from companion.files import atomic
 from companion.params import Run
 from companion.paths import ROOT
 from robust_features import evaluation, training
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
+from robust_features.files import atomic
 from robust_features.hardware import Hardware, HardwareSettings, choose
 from robust_features.networks import VGG16, Network
 from robust_features.training import Adam, OneCycle, Training

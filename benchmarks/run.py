@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import peers
 from benchmarks.works import Outcome, Work, prepare, works
 from companion.datasets import ImageSet
-from companion.files import atomic
 from companion.paths import ROOT
+from robust_features.files import atomic
 from robust_features.hardware import Hardware, HardwareSettings, choose
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,6 +1,6 @@
 import pytest
 
-from companion.files import atomic
+from robust_features.files import atomic
 
 
 def test_a_failure_between_write_and_rename_leaves_the_old_file_intact(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from companion import paths
-from companion.files import atomic
+from robust_features.files import atomic
 
 PACKAGES = ("robust_features", "companion")
 REPORT = ("companion.pipeline", "companion.report.page", "companion.report.index")  # what renders pages

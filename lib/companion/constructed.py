@@ -8,10 +8,10 @@ import pandas as pd
 from pydantic import Field
 
 from companion import datasets, records, trained
-from companion.files import atomic
 from companion.paths import made, outputs
 from robust_features.construction import MEASURES, Constructed, Construction, construct
 from robust_features.evaluation import BATCH
+from robust_features.files import atomic
 from robust_features.hardware import Hardware, Precision
 from robust_features.settings import Count, describe, settings
 

@@ -43,12 +43,7 @@ def mismatches(run: "Run") -> Iterator[Mismatch]:
         for name in getattr(run, kind):
             if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
                 yield (kind, name), "its name reads <paper>/<role>, in lower-case letters, digits and hyphens"
-    inner = {
-        (kind, name, "members", key)
-        for kind in ("networks",)
-        for name, group in run.networks.items()
-        for key in group.members
-    }
+    inner = {("networks", name, "members", key) for name, group in run.networks.items() for key in group.members}
     inner |= {("constructed", name, "sets", key) for name, entry in run.constructed.items() for key in entry.sets}
     inner |= {("datasets", name) for name in run.datasets}
     for place in sorted(inner):

@@ -22,12 +22,12 @@ from ruamel.yaml.error import YAMLError
 from companion import paths
 from companion.constructed import Constructions
 from companion.datasets import DatasetSettings, fingerprint
-from companion.files import atomic
 from companion.groups import Group
 from companion.mismatches import mismatches
 from companion.resolve import Written, place_of, resolve
 from companion.transfer import Transfer
 from robust_features.bottleneck import Bottleneck
+from robust_features.files import atomic
 from robust_features.hardware import HardwareSettings
 from robust_features.networks import label
 from robust_features.settings import Seed, UserError, nearest, settings
@@ -35,7 +35,7 @@ from robust_features.training import Training
 
 HEAD = "# Made of params.yaml by `make`, for the scale that it names: edit that, not this.\n"
 DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file an entry
-PUBLISHED = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml calls otherwise
+PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml calls otherwise
 STALE = "run.yaml was made of another params.yaml than there is now: run `make`, or `python -m companion.params`"
 
 
@@ -74,10 +74,8 @@ class Run:
     @property
     def stands_for(self) -> dict[str, dict[str, str]]:
         """For tables: the paper's name of each network, by what it is here."""
-        models = self.members("").values()
-        return {
-            "network": {label(model.network): PUBLISHED.get(model.network.kind, model.network.kind) for model in models}
-        }
+        networks = [model.network for model in self.members("").values()]
+        return {"network": {label(each): PAPERS_NAMES.get(each.kind, each.kind) for each in networks}}
 
 
 def load(path: Path | None = None) -> Run:
@@ -112,7 +110,8 @@ def make(scale: str = "") -> Path:
     resolved, run = check(text, scale or str(text["scale"]))
     if scale and scale != text["scale"]:
         written = re.sub(r"(?m)^scale:.*$", f"scale: {scale}", paths.PARAMS.read_text("utf-8"))
-        _replace(paths.PARAMS, written)
+        with atomic(paths.PARAMS) as partial:
+            partial.write_text(written, "utf-8")
         text = read(paths.PARAMS)
     _notice_what_datasets_read(run)
     yaml = YAML()
@@ -206,11 +205,6 @@ def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
 def _checksum(text: dict[str, Any]) -> str:
     """Of what params.yaml says; comments and layout do not count."""
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    with atomic(path) as partial:
-        partial.write_text(text, "utf-8")
 
 
 def main(arguments: list[str]) -> None:

@@ -58,10 +58,18 @@ def run(path: Path, *, key: str = "") -> Path:
             os.environ[PAGE] = str(target.parent)  # what the notebook writes is the pipeline's, not a reader's trial
             _check_kernel()
             notebook = papermill.execute_notebook(
-                *(_literal(path), _literal(partial), {"key": key} if key else settings["sections"].get(path.stem, {})),
-                **{"kernel_name": "python3", "language": "python", "cwd": path.parent, "progress_bar": False},
-                **{"stdout_file": sys.stdout, "stderr_file": sys.stderr, "coalesce_streams": True},
-                **{"record_timing": False, "config": Config({"KernelManager": channel(folder)})},
+                _literal(path),
+                _literal(partial),
+                {"key": key} if key else settings["sections"].get(path.stem, {}),
+                kernel_name="python3",
+                language="python",
+                cwd=path.parent,
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                coalesce_streams=True,
+                record_timing=False,
+                config=Config({"KernelManager": channel(folder)}),
             )
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         notebook = normalise(nbformat.read(partial, as_version=4))

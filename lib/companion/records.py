@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from companion import paths
-from companion.files import atomic
 from companion.paths import made
+from robust_features.files import atomic, sha256
 from robust_features.settings import UserError
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ def save(folder: Path, tensors: Tensors, card: dict[str, Any], *, rows: "DataFra
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
         save_file(owned, partial / TENSORS)  # it refuses tensors that share memory
-        card = {**card, "sha256": _sha256(partial / TENSORS)}
+        card = {**card, "sha256": sha256(partial / TENSORS)}
         if rows is not None:
             rows.to_csv(partial / ROWS, index=False, float_format="%.9g", lineterminator="\n")  # float32 to the bit
-            card["rows_sha256"] = _sha256(partial / ROWS)
+            card["rows_sha256"] = sha256(partial / ROWS)
         (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
@@ -139,7 +139,7 @@ def _card(folder: Path, name: str, key: str) -> dict[str, Any]:
         raise UserError(f"{folder}: there is none yet; {_remedy(folder, delete=False)}")
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
-        found, expected = _sha256(folder / name), str(card[key])
+        found, expected = sha256(folder / name), str(card[key])
         if found != expected:
             raise ValueError(f"sha256 of {name} is {found[:8]}…, expected {expected[:8]}…")
         return card
@@ -175,8 +175,3 @@ def _remedy(folder: Path, *, delete: bool = True) -> str:
         return f"delete {folder} and make it again" if delete else "make it first"
     run = f"run `dvc repro {STAGES[kind]}@{id}`"
     return f"delete {paths.DATA / kind / id} and {run}" if delete else run
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

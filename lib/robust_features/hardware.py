@@ -71,7 +71,7 @@ def choose(settings: HardwareSettings) -> Hardware:
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
         raise UserError(
-            "params.yaml, run.hardware.device: cuda is asked for, but torch sees no CUDA device; write auto or cpu"
+            "params.yaml, hardware.device: cuda is asked for, but torch sees no CUDA device; write auto or cpu"
         )
     device = torch.device("cuda" if cuda and settings.device != "cpu" else "cpu")
     return Hardware(device, settings.precision)

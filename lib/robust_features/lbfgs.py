@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from robust_features.attacks.ball import dot
+
 MEMORY = 6  # steps whose curvature is remembered
 TINY = 1e-20
 
@@ -66,8 +68,3 @@ def _pair(s: Tensor, y: Tensor) -> Pair:
     curvature = dot(s, y)
     positive = curvature > 1e-6 * (dot(s, s) * dot(y, y)).sqrt()
     return s, y, torch.where(positive, 1 / curvature.clamp_min(TINY), 0)
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) inner product of each image of `a` with that of `b`."""
-    return (a * b).flatten(1).sum(1)

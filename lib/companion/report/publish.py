@@ -1,13 +1,12 @@
 """Results that cost more than minutes are committed: reports/published/<scale>/, with a manifest of what they are."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from companion import paths
-from companion.files import atomic
+from robust_features.files import atomic, sha256
 from robust_features.settings import UserError
 
 
@@ -21,7 +20,7 @@ def publish(run: dict[str, Any], provenance: dict[str, Any]) -> Path:
     with atomic(target) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {path.relative_to(partial).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        sums = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
         manifest = {"provenance": provenance, "params": run, "files": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return target

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion.files import atomic
+from robust_features.files import atomic
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -129,10 +129,19 @@ class _State:
         lowest = torch.full_like(start[:, 0, 0, 0], -torch.inf)
         return cls(
             rows=torch.arange(len(start), device=start.device),
-            **dict(centre=centre, labels=labels, targets=targets),
-            **dict(images=start, previous=start, gradient=start, best=start, best_gradient=start),
-            step=torch.full_like(lowest, step).view(-1, 1, 1, 1),
-            **dict(loss=lowest, best_loss=lowest, checked_loss=lowest, rises=torch.zeros_like(labels)),
+            centre=centre,
+            labels=labels,
+            targets=targets,
+            images=start,
+            previous=start,
+            gradient=start,
+            step=per_image(torch.full_like(lowest, step)),
+            loss=lowest,
+            best=start,
+            best_gradient=start,
+            best_loss=lowest,
+            rises=torch.zeros_like(labels),
+            checked_loss=lowest,
             halved=torch.ones_like(labels, dtype=torch.bool),
         )
 

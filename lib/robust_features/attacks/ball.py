@@ -37,6 +37,10 @@ class Ball:
     norm: Norm
     epsilon: float
 
+    def size(self, delta: Tensor) -> Tensor:
+        """(N,) norm of each image of `delta`."""
+        return linf(delta) if self.norm == "linf" else l2(delta)
+
     def project(self, images: Tensor, centre: Tensor) -> Tensor:
         """The point of the ball nearest to `images` (L∞), or nearest and then clipped to [0, 1] (L2).
 
@@ -75,6 +79,11 @@ def l2(delta: Tensor) -> Tensor:
 def linf(delta: Tensor) -> Tensor:
     """(N,) largest absolute pixel change of each image of `delta`."""
     return delta.flatten(1).abs().amax(1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) inner product of each image of `a` with that of `b`."""
+    return (a * b).flatten(1).sum(1)
 
 
 def per_image(values: Tensor) -> Tensor:

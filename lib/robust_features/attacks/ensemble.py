@@ -31,11 +31,10 @@ class AutoAttack:
     @property
     def parts(self) -> tuple[Any, ...]:
         """The attacks, in order."""
-        bounded = dict(epsilon=self.epsilon, steps=self.steps)
         return (
-            APGD(**bounded),
-            APGD(**bounded, loss="dlr", targets=self.targets),
-            FAB(**bounded, targets=self.targets),
+            APGD(epsilon=self.epsilon, steps=self.steps),
+            APGD(epsilon=self.epsilon, steps=self.steps, loss="dlr", targets=self.targets),
+            FAB(epsilon=self.epsilon, steps=self.steps, targets=self.targets),
             Square(epsilon=self.epsilon, queries=self.queries),
         )
 

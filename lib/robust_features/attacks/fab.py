@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from robust_features import inputs
-from robust_features.attacks.ball import Norm, fits_norm, l2, linf, per_image
+from robust_features.attacks.ball import Ball, Norm, dot, fits_norm, per_image
 from robust_features.attacks.targets import each_target
-from robust_features.lbfgs import dot
 from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
 
 Part = Annotated[Share, Field(gt=0)]
@@ -49,7 +48,7 @@ class FAB:
 
     def _run(self, model: nn.Module, centre: Tensor, labels: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
         """The first misclassified iterate within epsilon of each image, or its centre, and which are misclassified."""
-        size = linf if self.norm == "linf" else l2
+        size = Ball(self.norm, self.epsilon).size
         found, fooled_at_all = centre.clone(), torch.zeros_like(labels, dtype=torch.bool)
         rows, images = torch.arange(len(centre), device=centre.device), centre
         for number in range(self.steps + 1):
@@ -91,7 +90,7 @@ class FAB:
         pulled = torch.where(per_image(fooled), centre + self.pull * (images - centre), images)
         one = to_hyperplane(pulled, gradient, dot(gradient, images - pulled) - gap, self.norm)
         two = to_hyperplane(centre, gradient, dot(gradient, images - centre) - gap, self.norm)
-        size = linf if self.norm == "linf" else l2
+        size = Ball(self.norm, self.epsilon).size
         alpha = per_image((size(one) / (size(one) + size(two)).clamp_min(1e-12)).clamp_max(self.alpha_max))
         return ((1 - alpha) * (pulled + self.overshoot * one) + alpha * (centre + self.overshoot * two)).clamp(0, 1)
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from robust_features import inputs, noise
-from robust_features.attacks.ball import Ball, LinfRadius
+from robust_features.attacks.ball import Ball, LinfRadius, per_image
 from robust_features.attacks.gradient import margin
 from robust_features.settings import Count, Share, settings
 
@@ -60,7 +60,7 @@ class Square:
             value = margin(model(candidates).float(), labels)
             better = value < least
             least = torch.where(better, value, least)
-            best = torch.where(better.view(-1, 1, 1, 1), candidates, best)
+            best = torch.where(per_image(better), candidates, best)
         fooled = least <= 0
         found[rows[fooled]] = best[fooled]
         return found

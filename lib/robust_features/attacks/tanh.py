@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from robust_features import inputs, noise
 from robust_features.adam import RowAdam
-from robust_features.attacks.ball import Ball, LinfRadius, l2
+from robust_features.attacks.ball import Ball, LinfRadius, dot, l2, per_image
 from robust_features.attacks.gradient import margin
 from robust_features.bottleneck import Bottleneck, distil
 from robust_features.hardware import Hardware
@@ -46,10 +46,11 @@ def search(
         w = adam.value.requires_grad_(True)
         candidates = (torch.tanh(w) + 1) / 2
         logits, loss = objective(candidates, rows)
-        cost = loss + (candidates - here).square().flatten(1).sum(1)
+        moved = candidates - here
+        cost = loss + dot(moved, moved)
         (gradient,) = torch.autograd.grad(cost.sum(), w)
         candidates, adam.value = candidates.detach(), w.detach()
-        fooled, distance = logits.argmax(1) != labels_here, l2(candidates - here)
+        fooled, distance = logits.argmax(1) != labels_here, l2(moved.detach())
         if confidence:
             fooled &= margin(logits.detach(), labels_here) <= -confidence
         if step == 0:  # the clean images
@@ -57,7 +58,7 @@ def search(
         else:
             better = fooled & (distance < nearest[rows])
             nearest[rows] = torch.where(better, distance, nearest[rows])
-            best[rows] = torch.where(better.view(-1, 1, 1, 1), candidates, best[rows])
+            best[rows] = torch.where(per_image(better), candidates, best[rows])
             going = None
         if step % max(1, steps // checks) == 0:
             going = (cost.detach() <= last) if going is None else going
@@ -169,8 +170,8 @@ def feature_term(
     if order == "second":
         return size
     whole = torch.linalg.vector_norm(size) if unit == "batch" else size
-    direction = push / whole.clamp_min(1e-12).view(-1, 1, 1, 1)
-    return (features.to(push.dtype) * direction).flatten(1).sum(1)
+    direction = push / per_image(whole.clamp_min(1e-12))
+    return dot(features.to(push.dtype), direction)
 
 
 def _unbounded(images: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class WideResNet:
 class Block(nn.Module):
     """BN, ReLU, 3×3, BN, ReLU, dropout, 3×3, added to the input; a 1×1 convolution of the pre-activation where shapes differ."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: Annotated[Share, Field(lt=1)]):
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()
         self.activate = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
         self.residual = nn.Sequential(

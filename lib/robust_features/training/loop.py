@@ -1,7 +1,6 @@
 """Training: one settings object in, one network and its history out; interrupted runs resume to the same bits."""
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from robust_features import networks
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation, ImageSet, as_float, shuffled
 from robust_features.evaluation import attack_all, predict
+from robust_features.files import atomic
 from robust_features.hardware import Hardware, Precision
 from robust_features.networks import Network, NetworkSettings
 from robust_features.regularisers import Mask, Regulariser
@@ -178,7 +178,8 @@ def train(
             best = copy.deepcopy(network.state_dict())
         if resume:
             state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
-            _write(state, resume)
+            with atomic(resume) as partial:
+                torch.save(state, partial)
         row, seconds = history[-1], time.perf_counter() - started
         attacked = f"  attacked {row['attacked']:.1f} %" if settings.monitor else ""
         report(
@@ -188,14 +189,6 @@ def train(
     if best:
         network.load_state_dict(best)
     return Trained(network.eval(), history, precision)
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: a file that is there is not lost while the next one is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
 
 
 def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, Any]:
