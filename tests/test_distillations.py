@@ -10,6 +10,8 @@ from robust_features.bottleneck import Bottleneck, distil
 from robust_features.evaluation import accuracy_of, decide, features, predict
 from robust_features.networks import VGG16, build
 
+pytestmark = pytest.mark.numeric
+
 LABELS, SHORT = torch.arange(23) % 10, Bottleneck(steps=5)
 
 

@@ -29,6 +29,8 @@ from robust_features.networks import Network
 from robust_features.regularisers import IBRAR
 from robust_features.training.objectives import Adversarial, Mart, TradesKim
 
+pytestmark = pytest.mark.numeric
+
 CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 PGD5 = PGD(epsilon=0.1, step_size=0.03, steps=5)
 ATTACKS = [

@@ -271,13 +271,17 @@ def test_a_network_that_is_distilled_needs_two_positions():
         )
 
 
-def test_the_check_that_guards_every_stage_takes_seconds(tmp_path):
+def spent(code):
+    """Seconds of a processor's time, which others may share."""
     before = os.times()
-    code = "from companion import params, paths; params.check(params.read(paths.PARAMS), 'quick')"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert spent < 10, "of a processor's time, which others may share"
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_the_check_that_guards_every_stage_takes_seconds():
+    check = "from companion import params, paths; params.check(params.read(paths.PARAMS), 'quick')"
+    assert spent(check) < max(10, 4 * spent("import torch")), "the latter on a slow processor"
 
 
 def test_python_refuses_what_yaml_refuses():

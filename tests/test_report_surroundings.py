@@ -13,10 +13,10 @@ def test_a_users_settings_are_out_of_the_environment_and_back_in_it_afterwards(n
     monkeypatch.setenv(name, "theirs")
     monkeypatch.setenv("PYTHONPATH", "theirs")
     before = dict(os.environ)
-    with pytest.raises(KeyError), apart(tmp_path) as folder:
+    with pytest.raises(ZeroDivisionError), apart(tmp_path) as folder:
         assert os.environ.get(name) != "theirs" and os.environ["PYTHONPATH"] == str(LIBRARY)
         assert os.environ["IPYTHONDIR"].startswith(str(folder)) and os.environ["HOME"] == before["HOME"]
-        raise KeyError
+        raise ZeroDivisionError
     assert dict(os.environ) == before and not folder.exists()
 
 

@@ -115,11 +115,15 @@ def test_the_radius_is_that_of_the_training_attack():
 def test_a_killed_run_resumes_and_ends_bit_identical(splits, tmp_path):
     resume = tmp_path / "state.pt"
     child = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import sys, time; sys.path.insert(0, {os.path.dirname(__file__)!r})
         from pathlib import Path
         from test_training import *
         read_splits = read(Digits(train=128, validation=20, test=20, size=32), seed=0)
-        train(read_splits, SETTINGS, hardware=CPU, resume=Path({str(resume)!r}), report=lambda line: print(line, flush=True))
+        def report(line):
+            print(line, flush=True)
+            if line.startswith("epoch 2/"):
+                time.sleep(600)  # killed in the second epoch, or here: never at its end
+        train(read_splits, SETTINGS, hardware=CPU, resume=Path({str(resume)!r}), report=report)
     """)
     process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("epoch 1/3")
