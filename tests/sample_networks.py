@@ -39,7 +39,7 @@ def save_digits() -> None:
 
 def make_group(name: str, group: Group, monkeypatch) -> list[str]:
     """data/networks/<name>, made in this process, which alone has the test's folders; the lines that are reported."""
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
     lines = []
     groups.make(name, group, machine=MACHINE, seed=0, report=lines.append)
     return lines

@@ -1,4 +1,5 @@
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,24 @@ def test_memory_that_tensors_free_is_used_again_without_asking_the_system_for_it
 
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3 * (1 << 26) // resource.getpagesize()
+
+
+@pytest.mark.parametrize("told, expected", [("1", 1), ("7", 7)])
+def test_a_process_uses_as_many_cores_as_it_is_told_to(monkeypatch, told, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert hardware.cores() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+@pytest.mark.parametrize("told", ["", "0", "4,2"])
+def test_a_process_that_is_told_nothing_uses_the_cores_that_the_system_gives_it(monkeypatch, told):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    own = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(own)})
+        assert hardware.cores() == 1
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 @pytest.mark.parametrize("limit, units, expected", [("", True, "bf16"), ("AVX2", True, "fp32"), ("", False, "fp32"),

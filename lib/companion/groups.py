@@ -83,7 +83,7 @@ def make(
     todo = [run for run in group.trainings if not (place / run).exists()]
     if finished := len(group.trainings) - len(todo):
         report(f"{finished} of {len(group.trainings)} were finished before")
-    cores = os.cpu_count() or 1
+    cores = hardware.cores()
     workers = 1 if torch.cuda.is_available() else min(len(todo), cores // (machine.threads or cores))
     one = partial(_one, place, group, machine, seed, report if workers < 2 else _silent)
     for line in map(one, todo) if workers < 2 else _side_by_side(one, todo, workers):

@@ -77,6 +77,14 @@ def choose(settings: HardwareSettings) -> Hardware:
     return Hardware(device, settings.precision)
 
 
+def cores() -> int:
+    """How many cores this process may use: as OMP_NUM_THREADS says, else those that the system gives it."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _matrix_units() -> bool:
     """Whether this CPU has AMX and oneDNN may use it; AVX-512's own bfloat16 has no matrix units."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
