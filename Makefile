@@ -1,5 +1,7 @@
-# make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date
+# make reproduce   every table and figure: sets up .venv, checks params.yaml, runs what is not up to date, a stage a core or GPU
 #                  SCALE=photographs (or quick, gpu, paper) chooses that scale first, in params.yaml
+#                  PAPER=kim: its sections, with all they need; ONLY=11-kim-3.1: one section, or stage
+#                  SLOTS=4: stages at once, on this machine or on each of its GPUs; SCHEDULER=tcp://…: on the workers of a Dask scheduler
 # make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)
@@ -14,22 +16,16 @@ ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
 export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
-# Networks of a CPU's scales are too narrow to share among cores: the first time, two dvc run beside each other, each with every other
-# stage of a kind, first those of groups that read a dataset, at last those on constructed ones. (-s: two that both looked at what they
-# share would lock each other out.)
-share = dvc --wait-for-lock repro -s $$(echo "$$stages" | awk '/^($(1))/ && !/$(2)/ && n++ % 2 == $(3)')
-both = ( $(call share,$(1),$(2),0) & $(call share,$(1),$(2),1); second=$$?; wait $$! && exit $$second )
 .PHONY: reproduce settings status test bench lab publish lock lint pages clean
 
 reproduce: settings
-	@scale=$$(sed -n 's/^scale: //p' params.yaml); if echo quick photographs | grep -qw "$$scale" && [ ! -e "reports/$$scale/index.html" ]; then \
-	stages=$$(dvc stage list --name-only); dvc repro params code && $(call both,dataset@,none) && $(call both,networks@,trained|architectures) \
-	&& $(call both,construct@,none) && $(call both,networks@.*(trained|architectures)|transfer@,none) \
-	&& $(call both,(kim|xu|springer|ilyas|theory|ours|speed)@|groundwork,none); fi
-	dvc repro
+	@python -m companion.engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
+	$(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(SLOTS),--slots $(SLOTS))
 
+# Nothing to resolve where run.yaml is newer than all that it is made of; images outside the project are looked at each time.
 settings: .venv/installed
-	@python -m companion.params $(SCALE)
+	@[ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
+	&& ! grep -qs files data/params/outside/*.json || python -m companion.params $(SCALE)
 
 status: settings
 	@dvc status
@@ -46,7 +42,7 @@ lab: .venv/installed
 	jupyter lab notebooks
 
 pages: settings
-	dvc repro --force --single-item $$(dvc stage list --name-only | grep -E '^(kim|xu|springer|ilyas|theory|ours|speed)@') groundwork index
+	@python -m companion.engine --force kim@ xu@ springer@ ilyas@ theory@ ours@ speed@ groundwork index
 
 publish: .venv/installed
 	python -m companion.pipeline publish

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from companion.paths import LIBRARY
+from companion.warm import ADDRESS
 
 THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS")
 
@@ -22,6 +23,8 @@ def apart(cache: Path) -> Iterator[Path]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a kernel may write to it until it has ended
         ours |= {name: f"{folder}/{name}" for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
         ours |= {"JUPYTER_RUNTIME_DIR": folder, "JUPYTER_PREFER_ENV_PATH": "1"}
+        if before.get(ADDRESS):
+            ours["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "warm"
         ours |= {"MPLCONFIGDIR": str(cache), "MATPLOTLIBRC": os.devnull}
         ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
         ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared

@@ -1,0 +1,55 @@
+"""What a worker does: it runs the command of one stage at a time. It knows nothing of DVC."""
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from companion.warm import ADDRESS, PATIENCE, PYTHON, Process
+
+RUNNING: dict[str, subprocess.Popen | Process] = {}  # by stage, for `stop`: a worker cannot interrupt what it runs
+
+
+def execute(name: str, commands: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> int:
+    """Run a stage's commands in `folder`, one after another, output to `log`; the exit status of the first that fails, or 0."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        for command in commands:
+            RUNNING[name] = process = _start(command, folder, {**os.environ, **env}, output.fileno())
+            status = process.wait()
+            del RUNNING[name]
+            if status:
+                return status
+    return 0
+
+
+def stop() -> None:
+    """End what this worker runs: asked first, so that kernels close."""
+    processes = [*RUNNING.values()]
+    for process in processes:
+        _end(process, signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            _end(process, signal.SIGKILL)
+
+
+def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> subprocess.Popen | Process:
+    """Forked from a warm process if there is one; by a shell, if it is not a plain call of a module of ours."""
+    words = shlex.split(command)
+    if words[:2] != PYTHON or not words[2].startswith("companion."):
+        words = [os.environ.get("SHELL", "/bin/sh"), "-c", command]
+    with suppress(KeyError, OSError):
+        return Process(env[ADDRESS], words, cwd=folder, env=env, output=output)
+    return subprocess.Popen(
+        words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+
+
+def _end(process: subprocess.Popen | Process, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

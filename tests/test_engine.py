@@ -1,0 +1,193 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.pipeline
+GRAPH = """
+stages:
+  last:
+    cmd: cat left right > last
+    deps: [left, right]
+    outs: [last]
+  each:
+    foreach: [left, right]
+    do:
+      cmd: sleep ${seconds}; test ! -e broken-${item} && cat source ${item}.txt > ${item}
+      deps: [source, "${item}.txt"]
+      outs: ["${item}"]
+  first:
+    cmd: echo from ${word} > source
+    outs: [source]
+    params: [word]
+  apart:
+    cmd: echo apart > apart
+    outs: [apart]
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A small graph in a folder of its own, which the engine takes for the project."""
+    (tmp_path / "dvc.yaml").write_text("vars: [{seconds: 0}]\n" + GRAPH)
+    (tmp_path / "params.yaml").write_text("word: here\n")
+    for name in ("left", "right"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    monkeypatch.chdir(tmp_path)
+    run("dvc", "init", "--no-scm", "--quiet")
+    return tmp_path
+
+
+def run(*command, check=True):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def engine(*arguments, check=True):
+    return run(sys.executable, "-m", "companion.engine", *arguments, check=check)
+
+
+def begin(*arguments):
+    """The engine, in the background."""
+    command = [sys.executable, "-m", "companion.engine", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(condition, seconds=60):
+    """Wait for something to be true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def edit(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_it_leaves_what_dvc_leaves_and_dvc_agrees(project):
+    run("dvc", "repro")
+    serial = YAML(typ="safe").load(project / "dvc.lock")
+    for name in ("source", "left", "right", "last", "apart", "dvc.lock"):
+        (project / name).unlink()
+    run("rm", "-r", ".dvc/cache", ".dvc/tmp")
+    engine()
+    assert YAML(typ="safe").load(project / "dvc.lock") == serial
+    assert run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"
+
+
+def test_dvc_lock_is_in_the_order_of_dvc_yaml_and_a_second_run_leaves_it_alone(project):
+    engine()
+    first = (project / "dvc.lock").read_bytes()
+    assert list(YAML(typ="safe").load(project / "dvc.lock")["stages"]) == [
+        "last",
+        "each@left",
+        "each@right",
+        "first",
+        "apart",
+    ]
+    said = engine().stdout
+    assert "up to date" in said and (project / "dvc.lock").read_bytes() == first
+    run("dvc", "repro", "--force")
+    assert (project / "dvc.lock").read_bytes() == first
+
+
+def test_only_what_changed_runs_again_and_what_the_run_cache_has_is_restored(project):
+    engine()
+    edit(project / "left.txt", "left", "other")
+    said = engine().stdout
+    assert "each@left: done" in said and "last: done" in said and "each@right" not in said
+    edit(project / "left.txt", "other", "left")
+    assert "last: done, from the run cache" in engine().stdout
+    assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"
+
+
+def test_a_stage_that_makes_the_same_as_before_makes_nothing_after_it_stale(project):
+    engine()
+    edit(project / "dvc.yaml", "echo from ${word} > source", "echo from  ${word} > source")
+    said = engine().stdout
+    assert "first: done" in said and "each" not in said
+
+
+def test_when_a_stage_fails_others_go_on_and_the_end_says_what_is_missing(project):
+    (project / "broken-left").touch()
+    done = engine(check=False)
+    assert (
+        done.returncode == 1
+        and "failed: each@left" in done.stdout
+        and "skipped, because they need what failed: last" in done.stdout
+    )
+    assert (project / "right").exists() and not (project / "last").exists() and "logs/each@left.log" in done.stdout
+    (project / "broken-left").unlink()
+    done = engine()
+    assert "each@right" not in done.stdout and "last: done" in done.stdout
+
+
+def test_stages_run_beside_each_other(project):
+    edit(project / "dvc.yaml", "seconds: 0", "seconds: 4")
+    process, start = begin("--slots", "2"), time.monotonic()
+    until(lambda: (project / "logs/each@left.log").exists() and (project / "logs/each@right.log").exists())
+    assert "each@left: done" in process.communicate()[0] and not process.returncode
+    assert time.monotonic() - start < 60
+
+
+def test_an_input_that_is_edited_during_the_run_is_no_result(project):
+    edit(project / "dvc.yaml", "seconds: 0", "seconds: 2")
+    process = begin("--slots", "2")
+    until(lambda: (project / "logs/each@left.log").exists())
+    edit(project / "left.txt", "left", "edited")
+    said = process.communicate()[0]
+    assert process.returncode == 1 and "changed while it ran" in said
+    assert "each@left" not in (project / "dvc.lock").read_text()
+    engine()
+    assert "edited" in (project / "last").read_text()
+
+
+def test_a_second_run_says_who_holds_the_project(project):
+    edit(project / "dvc.yaml", "seconds: 0", "seconds: 20")
+    first = begin()
+    until(lambda: [*project.glob("logs/each@*.log")])
+    second = engine(check=False)
+    assert second.returncode and f"another run works on this project (process {first.pid})" in second.stderr
+    first.send_signal(signal.SIGINT)
+    assert "stopped; what was finished is kept" in first.communicate()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_is_stopped_no_process_stays_and_nothing_finished_is_lost(project, number):
+    edit(project / "dvc.yaml", "sleep ${seconds}", f"{sys.executable} -c 'import time; time.sleep(120)'")
+    process = begin("--slots", "2")
+    until(lambda: len([*project.glob("logs/each@*.log")]) == 2)
+    process.send_signal(number)
+    process.communicate()
+    until(lambda: not left_in(project), 30)
+    edit(project / "dvc.yaml", f"{sys.executable} -c 'import time; time.sleep(120)'", "sleep 0")
+    said = engine().stdout
+    assert "first: done, from the run cache" in said or "first" not in said
+    assert (project / "last").exists()
+
+
+def left_in(folder):
+    """Processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(process / "cwd")) == folder and int(process.name) != os.getpid():
+                found.append(process.name)
+        except OSError:
+            pass
+    return found
+
+
+def test_one_section_is_made_with_all_it_needs(project):
+    said = engine("--only", "each@left").stdout
+    assert "first: done" in said and "each@left: done" in said and "each@right" not in said and "last" not in said
+    said = engine("--only", "nowhere", check=False)
+    assert said.returncode and "nowhere: no stage is called so" in said.stderr
