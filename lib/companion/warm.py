@@ -27,11 +27,10 @@ from jupyter_client.provisioning import LocalProvisioner
 
 ADDRESS = "COMPANION_WARM"  # names the socket of the process that forks
 BACKEND = (
-    "module://matplotlib_inline.backend_inline"  # a kernel sets it when it starts, which is after matplotlib's import
+    "module://matplotlib_inline.backend_inline"  # as a kernel says when it starts; here matplotlib is imported before
 )
 PACKAGES = (
     "ipykernel.kernelapp",
-    "matplotlib_inline.backend_inline",
     "nbconvert",
     "papermill",
     "pydantic",
@@ -143,7 +142,7 @@ def main(server: socket.socket) -> None:
         os.close(file)
     os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update(request["env"], JPY_PARENT_PID=str(os.getppid()))  # which a kernel watches
     command = request["command"]
     if command[:2] != PYTHON:
         os.execvp(command[0], command)
