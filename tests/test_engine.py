@@ -1,12 +1,16 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
+
+from companion import engine
 
 pytestmark = pytest.mark.pipeline
 GRAPH = """
@@ -49,7 +53,7 @@ def run(*command, check=True):
     return done
 
 
-def engine(*arguments, check=True):
+def run_engine(*arguments, check=True):
     return run(sys.executable, "-m", "companion.engine", *arguments, check=check)
 
 
@@ -77,14 +81,14 @@ def test_it_leaves_what_dvc_leaves_and_dvc_agrees(project):
     for name in ("source", "left", "right", "last", "apart", "dvc.lock"):
         (project / name).unlink()
     run("rm", "-r", ".dvc/cache", ".dvc/tmp")
-    engine()
+    run_engine()
     assert YAML(typ="safe").load(project / "dvc.lock") == serial
     assert run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"
 
 
 def test_dvc_lock_is_in_the_order_of_dvc_yaml_and_a_second_run_leaves_it_alone(project):
-    engine()
+    run_engine()
     first = (project / "dvc.lock").read_bytes()
     assert list(YAML(typ="safe").load(project / "dvc.lock")["stages"]) == [
         "last",
@@ -93,32 +97,32 @@ def test_dvc_lock_is_in_the_order_of_dvc_yaml_and_a_second_run_leaves_it_alone(p
         "first",
         "apart",
     ]
-    said = engine().stdout
+    said = run_engine().stdout
     assert "up to date" in said and (project / "dvc.lock").read_bytes() == first
     run("dvc", "repro", "--force")
     assert (project / "dvc.lock").read_bytes() == first
 
 
 def test_only_what_changed_runs_again_and_what_the_run_cache_has_is_restored(project):
-    engine()
+    run_engine()
     edit(project / "left.txt", "left", "other")
-    said = engine().stdout
+    said = run_engine().stdout
     assert "each@left: done" in said and "last: done" in said and "each@right" not in said
     edit(project / "left.txt", "other", "left")
-    assert "last: done, from the run cache" in engine().stdout
+    assert "last: done, from the run cache" in run_engine().stdout
     assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"
 
 
 def test_a_stage_that_makes_the_same_as_before_makes_nothing_after_it_stale(project):
-    engine()
+    run_engine()
     edit(project / "dvc.yaml", "echo from ${word} > source", "echo from  ${word} > source")
-    said = engine().stdout
+    said = run_engine().stdout
     assert "first: done" in said and "each" not in said
 
 
 def test_when_a_stage_fails_others_go_on_and_the_end_says_what_is_missing(project):
     (project / "broken-left").touch()
-    done = engine(check=False)
+    done = run_engine(check=False)
     assert (
         done.returncode == 1
         and "failed: each@left" in done.stdout
@@ -126,7 +130,7 @@ def test_when_a_stage_fails_others_go_on_and_the_end_says_what_is_missing(projec
     )
     assert (project / "right").exists() and not (project / "last").exists() and "logs/each@left.log" in done.stdout
     (project / "broken-left").unlink()
-    done = engine()
+    done = run_engine()
     assert "each@right" not in done.stdout and "last: done" in done.stdout
 
 
@@ -134,7 +138,7 @@ def test_stages_run_beside_each_other(project):
     edit(project / "dvc.yaml", "seconds: 0", "seconds: 4")
     process, start = begin("--slots", "2"), time.monotonic()
     until(lambda: (project / "logs/each@left.log").exists() and (project / "logs/each@right.log").exists())
-    assert "each@left: done" in process.communicate()[0] and not process.returncode
+    assert "each@left: done" in process.communicate(timeout=120)[0] and not process.returncode
     assert time.monotonic() - start < 60
 
 
@@ -143,10 +147,10 @@ def test_an_input_that_is_edited_during_the_run_is_no_result(project):
     process = begin("--slots", "2")
     until(lambda: (project / "logs/each@left.log").exists())
     edit(project / "left.txt", "left", "edited")
-    said = process.communicate()[0]
+    said = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "changed while it ran" in said
     assert "each@left" not in (project / "dvc.lock").read_text()
-    engine()
+    run_engine()
     assert "edited" in (project / "last").read_text()
 
 
@@ -154,10 +158,10 @@ def test_a_second_run_says_who_holds_the_project(project):
     edit(project / "dvc.yaml", "seconds: 0", "seconds: 20")
     first = begin()
     until(lambda: [*project.glob("logs/each@*.log")])
-    second = engine(check=False)
+    second = run_engine(check=False)
     assert second.returncode and f"another run works on this project (process {first.pid})" in second.stderr
     first.send_signal(signal.SIGINT)
-    assert "stopped; what was finished is kept" in first.communicate()[0]
+    assert "stopped; what was finished is kept" in first.communicate(timeout=120)[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -166,10 +170,10 @@ def test_however_it_is_stopped_no_process_stays_and_nothing_finished_is_lost(pro
     process = begin("--slots", "2")
     until(lambda: len([*project.glob("logs/each@*.log")]) == 2)
     process.send_signal(number)
-    process.communicate()
+    process.communicate(timeout=120)
     until(lambda: not left_in(project), 30)
     edit(project / "dvc.yaml", f"{sys.executable} -c 'import time; time.sleep(120)'", "sleep 0")
-    said = engine().stdout
+    said = run_engine().stdout
     assert "first: done, from the run cache" in said or "first" not in said
     assert (project / "last").exists()
 
@@ -187,7 +191,54 @@ def left_in(folder):
 
 
 def test_one_section_is_made_with_all_it_needs(project):
-    said = engine("--only", "each@left").stdout
+    said = run_engine("--only", "each@left").stdout
     assert "first: done" in said and "each@left: done" in said and "each@right" not in said and "last" not in said
-    said = engine("--only", "nowhere", check=False)
+    said = run_engine("--only", "nowhere", check=False)
     assert said.returncode and "nowhere: no stage is called so" in said.stderr
+
+
+def test_stages_go_to_slots_of_their_class_and_to_any_where_there_is_none():
+    asking = {name: SimpleNamespace(meta=meta) for name, meta in {"gpu": {"slot": "gpu"}, "none": None}.items()}
+    gpu, cpu = engine.Slot("a", frozenset({"gpu"})), engine.Slot("b", frozenset({"cpu"}))
+    assert engine._takes(gpu, asking["gpu"], [gpu, cpu]) and not engine._takes(cpu, asking["gpu"], [gpu, cpu])
+    assert engine._takes(cpu, asking["none"], [gpu, cpu]) and not engine._takes(gpu, asking["none"], [gpu, cpu])
+    assert engine._takes(cpu, asking["gpu"], [cpu]) and engine._takes(gpu, asking["none"], [gpu])
+
+
+@pytest.fixture
+def scheduler(project):
+    """A Dask scheduler and two workers of one class each, as processes of this machine; the path of its scheduler file."""
+    file, pool = project / "scheduler.json", []
+    here = ["--host", "127.0.0.1", "--no-dashboard"]
+    pool.append(
+        subprocess.Popen(
+            ["dask", "scheduler", *here, "--port", "0", "--dashboard-address", ":0", "--scheduler-file", str(file)]
+        )
+    )
+    for name in ("gpu", "cpu"):
+        options = ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--resources", f"{name}=1", "--name", name]
+        pool.append(subprocess.Popen(["dask", "worker", "--scheduler-file", str(file), *here, *options]))
+    yield file, dict(zip(("scheduler", "gpu", "cpu"), pool, strict=True))
+    for process in reversed(pool):
+        process.kill()
+        process.wait()
+
+
+def test_workers_of_a_running_scheduler_do_the_work_each_class_its_own(project, scheduler):
+    edit(project / "dvc.yaml", "cmd: sleep", "meta: {slot: gpu}\n      cmd: sleep")
+    run_engine("--scheduler", str(scheduler[0]))
+    ran = json.loads((project / "logs/durations.json").read_text())
+    assert ran["each@left"]["slot"] == ran["each@right"]["slot"] != ran["first"]["slot"] == ran["last"]["slot"]
+    assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"
+
+
+def test_a_stage_whose_worker_is_killed_begins_anew_elsewhere(project, scheduler):
+    edit(project / "dvc.yaml", "cmd: sleep", "meta: {slot: gpu}\n      cmd: sleep")
+    edit(project / "dvc.yaml", "seconds: 0", "seconds: 5")
+    file, pool = scheduler
+    process = begin("--scheduler", str(file))
+    until(lambda: [*project.glob("logs/each@*.log")])
+    pool["gpu"].kill()
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "its worker died; it begins anew" in said
+    assert (project / "last").read_text() == "from here\nleft\nfrom here\nright\n"

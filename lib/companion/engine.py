@@ -36,7 +36,7 @@ from robust_features.settings import UserError, nearest
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-ANY = "cpu"  # the class of slots for stages that name none
+ALL = frozenset({"cpu", "gpu"})  # the classes of slots
 EVERY = 20  # seconds between two writings of dvc.lock
 ATTEMPTS = 2  # at a stage whose worker dies
 LOGS = "logs"
@@ -99,7 +99,7 @@ class Engine:
         """Give the most urgent stages that are due to slots that are free."""
         busy = [running.slot for running in self.running.values()]
         for slot in [slot for slot in slots if slot not in busy]:
-            stage = next((stage for stage in self.due if _class(stage, slots) in slot.classes), None)
+            stage = next((stage for stage in self.due if _takes(slot, stage, slots)), None)
             if stage is None:
                 continue
             self.due.remove(stage)
@@ -136,14 +136,22 @@ class Engine:
             self._ended(self.running.pop(future), future)
         self.lock.write(after=EVERY)
 
-    def _ended(self, ran: Running, future: "Future") -> None:
-        from distributed import KilledWorker
+    def forget_lost(self, slots: Sequence[Slot]) -> None:
+        """Have stages begin anew whose workers are gone."""
+        for future, ran in [*self.running.items()]:
+            if ran.slot in slots or future.done():
+                continue
+            del self.running[future]
+            future.cancel()
+            if self.attempts[ran.stage] < ATTEMPTS:
+                self.report.said(f"{ran.stage.addressing}: its worker died; it begins anew")
+                self.due.insert(0, ran.stage)
+            else:
+                self._fail(ran.stage, f"{ATTEMPTS} workers died of it")
 
+    def _ended(self, ran: Running, future: "Future") -> None:
         stage, error = ran.stage, future.exception()
-        if isinstance(error, KilledWorker) and self.attempts[stage] < ATTEMPTS:
-            self.report.said(f"{stage.addressing}: its worker died; it begins anew")
-            self.due.insert(0, stage)
-        elif error is not None:
+        if error is not None:
             self._fail(stage, f"its worker failed: {error}")
         elif future.result():
             self._fail(stage, f"exit status {future.result()}")
@@ -259,7 +267,9 @@ def reproduce(
                 client, places = stack.enter_context(_workers(scheduler, slots))
                 stack.callback(_stop, client)
                 while engine.due or engine.running:
-                    engine.start(client, places())
+                    there = places()
+                    engine.forget_lost(there)
+                    engine.start(client, there)
                     engine.wait(1.0)
                     engine.settle()
         finally:
@@ -272,47 +282,37 @@ def reproduce(
 @contextmanager
 def _workers(scheduler: str, slots: int) -> Iterator[tuple["Client", Any]]:
     """A client of Dask, and a function that tells the slots there are: those of a running scheduler, or of this machine."""
-    import dask
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.admin.tick.limit": "1h"})
     if scheduler:
-        with Client(scheduler) as client:
+        place = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+        with Client(**place) as client:
             yield client, lambda: _remote(client)
         return
     gpus = _gpus()
     envs = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus for _ in range(slots or 1)] or [{}] * (slots or CPU_COUNT)
     share = {"OMP_NUM_THREADS": str(max(1, CPU_COUNT // len(envs)))}
-    quiet = {
-        "dashboard_address": None,
-        "silence_logs": "error",
-        "processes": False,
-        "threads_per_worker": 1,
-        "memory_limit": 0,
-    }
-    with apart(paths.DATA / "matplotlib"), serving({**os.environ, **share}) as warm:
-        with (
-            LocalCluster(n_workers=len(envs), **quiet) as cluster,
-            Client(cluster) as client,
-        ):
-            names = sorted(client.scheduler_info(n_workers=-1)["workers"])
-            found = [
-                Slot(name, frozenset({ANY, "gpu"}), share | warm | env) for name, env in zip(names, envs, strict=True)
-            ]
-            yield client, lambda: found
+    with apart(paths.DATA / "matplotlib"):
+        imported_with = {**os.environ, **share}
+    threads = {"n_workers": len(envs), "threads_per_worker": 1, "processes": False, "memory_limit": 0}
+    cluster = LocalCluster(**threads, dashboard_address=None, silence_logs="error")
+    with serving(imported_with) as warm, cluster, Client(cluster) as client:
+        names = sorted(client.scheduler_info(n_workers=-1)["workers"])
+        found = [Slot(name, ALL, share | warm | env) for name, env in zip(names, envs, strict=True)]
+        yield client, lambda: found
 
 
 def _remote(client: "Client") -> list[Slot]:
     """A slot a worker; `dask worker --resources gpu=1` says which class of stages it takes, by default all."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    return [Slot(name, frozenset(about["resources"]) or frozenset({ANY, "gpu"})) for name, about in workers.items()]
+    return [Slot(name, frozenset(about["resources"]) or ALL) for name, about in workers.items()]
 
 
-def _class(stage: PipelineStage, slots: Sequence[Slot]) -> str:
-    """The class of slots that a stage asks for in dvc.yaml, `meta: {slot: gpu}`, if there is one; else any."""
-    wanted = (stage.meta or {}).get("slot", ANY)
-    return wanted if any(wanted in slot.classes for slot in slots) else ANY
+def _takes(slot: Slot, stage: PipelineStage, slots: Sequence[Slot]) -> bool:
+    """Whether a slot is of the class that a stage asks for in dvc.yaml, `meta: {slot: gpu}`; any is, where there is none such."""
+    wanted = (stage.meta or {}).get("slot", "cpu")
+    return wanted in slot.classes or not any(wanted in each.classes for each in slots)
 
 
 def _stop(client: "Client") -> None:
@@ -395,7 +395,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=[], help="stages or sections, with all they need: 11-kim")
     parser.add_argument("--force", nargs="*", default=[], help="the same, up to date or not")
-    parser.add_argument("--scheduler", default="", help="the address of a running Dask scheduler")
+    parser.add_argument("--scheduler", default="", help="a running Dask scheduler: its address, or its scheduler file")
     parser.add_argument(
         "--slots", type=int, default=0, help="stages at once on a GPU (by default 1), or on this machine (one a core)"
     )
