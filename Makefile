@@ -5,6 +5,7 @@
 # make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)
+# make campaign    kills make reproduce at 20 random moments, and compares its results with an undisturbed run's
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 # make pages       render all pages anew from the results under data/, which it does not compute again
@@ -16,7 +17,7 @@ ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
 export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
-.PHONY: reproduce settings status test bench lab publish lock lint pages clean
+.PHONY: reproduce settings status test bench campaign lab publish lock lint pages clean
 
 reproduce: settings
 	@python -m companion.engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
@@ -37,6 +38,9 @@ test: .venv/installed
 bench: .venv/installed
 	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable ".[bench,dev]"
 	python -m benchmarks.run $(BENCH)
+
+campaign: .venv/installed
+	python -m benchmarks.campaign
 
 lab: .venv/installed
 	jupyter lab notebooks

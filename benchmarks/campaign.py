@@ -1,0 +1,81 @@
+"""Kills `make reproduce` at random moments and compares what it makes in the end with an undisturbed run, byte for byte.
+
+python -m benchmarks.campaign [--kills 20] [--seed 0] [--only STAGE …]
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from companion import paths
+from robust_features.files import sha256
+
+KEPT = ("data/datasets", "data/networks", "data/constructed", "data/transfers", "reports/quick")
+DATED = {".html", ".ipynb"}  # pages and executed notebooks hold the date they were made
+LONGEST = 90  # seconds between a start and a kill
+
+
+def main(kills: int, seed: int, only: Sequence[str]) -> None:
+    """Two clones of this checkout, one left alone and one disturbed. Raises SystemExit if they differ, or a process stays."""
+    generator = random.Random(seed)
+    command = [sys.executable, "-m", "companion.engine", *(["--only", *only] if only else [])]
+    with TemporaryDirectory() as folder:
+        alone, disturbed = Path(folder) / "alone", Path(folder) / "disturbed"
+        for clone in (alone, disturbed):
+            subprocess.run(["git", "clone", "--quiet", str(paths.ROOT), str(clone)], check=True)
+        subprocess.run(command, cwd=alone, check=True)
+        for number in range(kills):
+            process = subprocess.Popen(command, cwd=disturbed)
+            time.sleep(generator.uniform(1, LONGEST))
+            if process.poll() is not None:
+                print(f"it was through after {number} kills")
+                break
+            victim = generator.choice([psutil.Process(process.pid), *working(disturbed)])
+            print(f"kill {number + 1} of {kills}: {' '.join(victim.cmdline())[:100]}")
+            victim.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+            process.wait()
+            time.sleep(15)  # as long as those that were asked to end may take
+            if left := working(disturbed):
+                raise SystemExit(f"these stayed: {[each.cmdline() for each in left]}")
+        subprocess.run(command, cwd=disturbed, check=True)
+        expected, found = made(alone), made(disturbed)
+        different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if different:
+            raise SystemExit(f"{len(different)} of {len(expected)} files differ: {', '.join(different[:20])}")
+        print(f"all {len(expected)} files are as those of the undisturbed run")
+
+
+def working(folder: Path) -> list[psutil.Process]:
+    """The processes whose working directory is in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def made(clone: Path) -> dict[str, str]:
+    """Checksums of what a run made, by path, but for what holds its date."""
+    files = [
+        path for place in KEPT for path in (clone / place).rglob("*") if path.is_file() and path.suffix not in DATED
+    ]
+    return {str(path.relative_to(clone)): sha256(path) for path in files}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[])
+    main(**vars(parser.parse_args()))
