@@ -10,11 +10,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robust_features.batches import ImageSet
+from robust_features.bottleneck import Distillation
 from robust_features.networks import Network
 from robust_features.networks.network import pooled
+from robust_features.regularisers import lowest
 from robust_features.settings import Count, NonNegative, Positive, Share, settings
 
 CLASSES = 4
+NAMES = tuple(enumerate(("robust", "brittle", "irrelevant")))
 HALVES = torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]])  # any two classes differ in two of the three
 SIZE, BODY, CELL = 12, 9, 3  # pixels: of an image's side, of the body's height, of a cell's side
 
@@ -39,7 +42,7 @@ class World:
     body: NonNegative = 0.06  # amplitudes, pixels in [0, 1] around 0.5
     nose: NonNegative = 0.035
     texture: NonNegative = 0.028
-    shade: NonNegative = 0.18  # standard deviation of the noise of the body's cells
+    shade: NonNegative = 0.22  # standard deviation of the noise of the body's cells
     grain: NonNegative = 0.03  # and of every pixel
     reliable: Share = 0.95  # the share of images whose B, and of those whose C, is of the label's class for certain
 
@@ -137,6 +140,35 @@ class Channels:
         )
         scale = self.size * torch.tensor([1, self.small, 1])[self.kinds]
         return scale[:, None, None] * varied, labels
+
+
+def score_index(layer: Channels, index: Distillation) -> dict[str, float]:
+    """How well the channels that the bottleneck calls non-robust are the brittle ones, in percent.
+
+    Precision and recall of that, over all images; AUC of a small σ, image by image; and of each kind, how many are called
+    robust.
+    """
+    precision, recall = precision_recall(~index.robust, layer.kinds == 1)
+    auc = sum(ranked(-sigma, layer.kinds == 1) for sigma in index.sigma) / len(index.sigma)
+    shares = {f"{kind} called robust": index.robust[:, layer.kinds == n].float().mean().item() for n, kind in NAMES}
+    return {
+        name: 100 * share for name, share in {"precision": precision, "recall": recall, "AUC": auc, **shares}.items()
+    }
+
+
+def score_dependence(layer: Channels, scores: Tensor) -> dict[str, float]:
+    """How well (3 · each,) scores of dependence on the labels tell what is irrelevant, in percent.
+
+    How often an irrelevant channel scores less than a robust one, and than a brittle one; how many of the lowest third,
+    which a mask would remove, are irrelevant; and what an irrelevant channel scores, of what a robust one does.
+    """
+    kinds, robust, noise = layer.kinds, scores[layer.kinds == 0].mean(), scores[layer.kinds == 2].mean()
+    below = {
+        f"noise below {kind}": ranked(-scores[kinds != 1 - n], kinds[kinds != 1 - n] == 2) for n, kind in NAMES[:2]
+    }
+    removed = (kinds[lowest(scores, 1 / 3)] == 2).float().mean().item()
+    shares = {**below, "noise among removed": removed, "noise over robust": (noise / robust).item()}
+    return {name: 100 * share for name, share in shares.items()}
 
 
 def ranked(scores: Tensor, wanted: Tensor) -> float:

@@ -1,7 +1,7 @@
 """What networks learn of a planted world (`planted`): of it as it is, of datasets made of it, and of their null controls."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Generator, nn
@@ -13,9 +13,11 @@ from robust_features.batches import ImageSet, as_float
 from robust_features.construction import Relabelled, Robustified, construct
 from robust_features.hardware import Hardware
 from robust_features.networks import Network, Normalize
-from robust_features.planted import CLASSES, SIZE, Patterns, World, patterns
+from robust_features.planted import BODY, CLASSES, SIZE, Patterns, World, patterns
 from robust_features.settings import Count, Positive, settings
 from robust_features.training.objectives import Adversarial, Objective, Standard
+
+INVERTED = Robustified(method="lbfgs", steps=24)
 
 
 @settings
@@ -30,7 +32,17 @@ class Study:
 
     @property
     def attack(self) -> PGD:
+        """What networks are tested with."""
         return PGD(epsilon=self.epsilon, step_size=self.epsilon / 4, steps=20, norm="l2", random_start=False)
+
+    @property
+    def robust(self) -> Adversarial:
+        """What the robust source is trained with."""
+        inner = PGD(epsilon=self.epsilon, step_size=self.epsilon / 2, steps=3, norm="l2", random_start=False)
+        return Adversarial(attack=inner)
+
+    def relabelled(self, targets: Literal["random", "next"]) -> Relabelled:
+        return Relabelled(targets=targets, epsilon=self.epsilon, step_size=self.epsilon / 5, steps=20)
 
 
 @dataclass(frozen=True)
@@ -42,47 +54,41 @@ class Recovery:
     tests: dict[str, ImageSet]
 
 
-def recover(
-    study: Study, parts: str, *, seed: int, hardware: Hardware, report: Callable[[str], None] | None = None
-) -> Recovery:
-    """A world of these parts, its two sources, D_R, D_NR, D_rand and D_det made with them, and a network taught by each.
+TAUGHT = ("d-r", "d-nr", "d-rand", "d-det", "shuffled", "noise-rand", "noise-det")
 
-    D_rand is Springer et al.'s D_zero with one target, D_det their D_neg. Null controls: `shuffled` is D_rand with its
-    labels in another order; `noise-rand` and `noise-det` have random perturbations of D_rand's and D_det's sizes in place
-    of theirs. `R` among the tests is made as D_R is, of test images.
+
+def recover(study: Study, parts: str, *, seed: int, hardware: Hardware, taught: tuple[str, ...] = TAUGHT) -> Recovery:
+    """A world of these parts, its `standard` and its `robust` source, and a network taught by each dataset made with them.
+
+    d-r and d-nr are robustified by either source; d-rand and d-det, which Springer et al. call D_zero (with one target an
+    image) and D_neg, are relabelled by the standard one. Null controls: `shuffled` is d-rand with its labels in another
+    order, noise-rand and noise-det have random perturbations of the same sizes as d-rand's and d-det's in place of those.
+    Tests: images of all parts and of each alone; `R`, made of test images as d-r is of others; and R with its texture, or
+    with all but its texture, as it was in the images that it began from.
     """
-    known, draw = patterns(seed), study.world.draw
-    options = dict(hardware=hardware, seed=seed)
-    robust = Adversarial(
-        attack=PGD(epsilon=study.epsilon, step_size=study.epsilon / 2, steps=3, norm="l2", random_start=False)
-    )
-    learnt = {"standard": Standard(), "robust": robust}
-    networks = {
-        name: fit(draw(known, study.sources, parts=parts, seed=1000 * seed + n), objective, seed=2 * seed + n, epochs=5)
-        for n, (name, objective) in enumerate(learnt.items(), 1)
-    }
-    train = draw(known, study.images, parts=parts, seed=1000 * seed + 3)
-    tests = {
-        part: draw(known, study.tests, parts=part, seed=1000 * seed + 4) for part in dict.fromkeys([parts, *parts])
-    }
-    inverted = Robustified(method="lbfgs", steps=30)
-    moved = dict(epsilon=study.epsilon, step_size=study.epsilon / 5, steps=20)
-    made = {
-        "d-r": construct(inverted, networks["robust"], train, **options),
-        "d-nr": construct(inverted, networks["standard"], train, **options),
-        "d-rand": construct(Relabelled(targets="random", **moved), networks["standard"], train, **options),
-        "d-det": construct(Relabelled(targets="next", **moved), networks["standard"], train, **options),
-    }
-    tests["R"] = construct(inverted, networks["robust"], tests[parts], **options).images
-    sets = {name: found.images for name, found in made.items()}
+    known, draw, options = patterns(seed), study.world.draw, dict(hardware=hardware, seed=seed)
+    networks = {}
+    for number, (name, objective) in enumerate({"standard": Standard(), "robust": study.robust}.items(), 1):
+        images = draw(known, study.sources, parts=parts, seed=10 * seed + number)
+        networks[name] = fit(images, objective, seed=10 * seed + number, epochs=5)
+    train = draw(known, study.images, parts=parts, seed=10 * seed + 3)
+    relabelled = {"d-rand": study.relabelled("random"), "d-det": study.relabelled("next")}
+    sets = {name: construct(how, networks["standard"], train, **options).images for name, how in relabelled.items()}
     order = torch.randperm(len(train), generator=Generator().manual_seed(seed))
     sets["shuffled"] = replace(sets["d-rand"], labels=sets["d-rand"].labels[order])
     for name in ("rand", "det"):
-        sets[f"noise-{name}"] = replace(sets[f"d-{name}"], images=nudged(train, made[f"d-{name}"].images, seed))
-    for number, (name, images) in enumerate(sets.items()):
-        networks[name] = fit(images, Standard(), seed=100 * seed + number, epochs=20)
-        if report:
-            report(f"{parts}, seed {seed}: {name}")
+        sets[f"noise-{name}"] = replace(sets[f"d-{name}"], images=nudged(train, sets[f"d-{name}"], seed))
+    for name, source in {"d-r": "robust", "d-nr": "standard"}.items():
+        if name in taught:
+            sets[name] = construct(INVERTED, networks[source], train, **options).images
+    for number, name in enumerate(taught):
+        networks[name] = fit(sets[name], Standard(), seed=10 * seed + 4 + number, epochs=20)
+    tests = {part: draw(known, study.tests, parts=part, seed=10 * seed + 9) for part in dict.fromkeys([parts, *parts])}
+    found = construct(INVERTED, networks["robust"], tests[parts], **options)
+    began, body = tests[parts].images[found.began], torch.arange(SIZE)[:, None] < BODY
+    tests["R"] = found.images
+    tests["R body"] = replace(found.images, images=torch.where(body, found.images.images, began))
+    tests["R texture"] = replace(found.images, images=torch.where(body, began, found.images.images))
     return Recovery(known, networks, tests)
 
 
