@@ -7,7 +7,6 @@ from torch import Generator
 from robust_features.attacks import Ball
 from robust_features.usefulness import (
     Worth,
-    carried_over,
     extremes,
     of_linear_gaussian,
     signs,
@@ -75,8 +74,9 @@ def test_scale_shift_and_sign_of_a_feature_do_not_matter():
     images, labels, *_ = draw(count=300)
     ball = Ball("l2", 0.04)
     options = dict(ball=ball, step_size=0.04, steps=2)
-    one = worth(linear(images), *extremes(linear, images, **options), labels, 2)
-    other = worth(*(7 - 3 * t for t in (linear(images), *extremes(linear, images, **options))), labels, 2)
+    values, (low, high) = linear(images), extremes(linear, images, **options)
+    one = worth(values, low, high, labels, 2)
+    other = worth(7 - 3 * values, 7 - 3 * high, 7 - 3 * low, labels, 2)
     torch.testing.assert_close(other.useful, one.useful)
     torch.testing.assert_close(other.robust, one.robust)
 
@@ -100,9 +100,9 @@ def test_a_large_a_small_entangled_and_a_small_independent_feature_are_a_b_and_c
     found = worth(values, values - reach, values + reach, labels, 2)
     there = values * torch.tensor([1.0, 1.0, 0.0, 1.0])  # where robust features alone go with the label
     kinds = found.kinds(rho=0.2, gamma=0.1)
-    elsewhere = carried_over(values, labels, there, labels, 2)
+    elsewhere = found.elsewhere(there, labels, 2)
     assert types(kinds, elsewhere, rho=0.2) == ["A", "B", "C", "not useful"]
-    torch.testing.assert_close(carried_over(values, labels, values, labels, 2), found.useful)
+    torch.testing.assert_close(found.elsewhere(-values, labels, 2), -found.useful)
 
 
 def test_a_constant_feature_is_worth_nothing():
@@ -117,6 +117,5 @@ def test_a_class_without_images_is_refused_by_its_number():
 
 
 def test_thresholds_are_met_by_equality():
-    assert Worth(torch.tensor([0.5]), torch.tensor([0.25]), torch.zeros(1).long()).kinds(rho=0.5, gamma=0.25) == [
-        "robust"
-    ]
+    found = Worth(torch.tensor([0.5]), torch.tensor([0.25]), torch.tensor([0]), torch.tensor([1.0]))
+    assert found.kinds(rho=0.5, gamma=0.25) == ["robust"]

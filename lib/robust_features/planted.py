@@ -41,9 +41,9 @@ class World:
 
     body: NonNegative = 0.06  # amplitudes, pixels in [0, 1] around 0.5
     nose: NonNegative = 0.035
-    texture: NonNegative = 0.028
-    shade: NonNegative = 0.22  # standard deviation of the noise of the body's cells
-    grain: NonNegative = 0.03  # and of every pixel
+    texture: NonNegative = 0.02
+    shade: NonNegative = 0.2  # standard deviation of the noise of the body's cells
+    grain: NonNegative = 0.02  # and of every pixel
     reliable: Share = 0.95  # the share of images whose B, and of those whose C, is of the label's class for certain
 
     def draw(self, patterns: Patterns, count: int, *, parts: str = "ABC", seed: int) -> ImageSet:

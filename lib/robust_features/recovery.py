@@ -17,7 +17,7 @@ from robust_features.planted import BODY, CLASSES, SIZE, Patterns, World, patter
 from robust_features.settings import Count, Positive, settings
 from robust_features.training.objectives import Adversarial, Objective, Standard
 
-INVERTED = Robustified(method="lbfgs", steps=24)
+INVERTED = Robustified(method="lbfgs", steps=16)
 
 
 @settings
@@ -26,9 +26,9 @@ class Study:
 
     world: World = World()
     epsilon: Positive = 0.3  # L2: of robust training, of constructions, of the attack
-    sources: Count = 12_000  # images that each source learns from; so many that it has no noise to remember
-    images: Count = 2_000  # of which datasets are made
-    tests: Count = 1_000
+    sources: Count = 10_000  # images that each source learns from; so many that it has no noise to remember
+    images: Count = 1_500  # of which datasets are made
+    tests: Count = 800
 
     @property
     def attack(self) -> PGD:

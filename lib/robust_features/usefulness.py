@@ -27,23 +27,28 @@ class Worth:
     useful: Tensor  # (d,) E[y f(x)], in [0, 1]: the largest ρ for which f is ρ-useful
     robust: Tensor  # (d,) E[min y f(x + δ)], at most `useful`: the largest γ for which f is γ-robustly useful
     best: Tensor  # (d,) int64, the class k of y_k
+    sign: Tensor  # (d,) 1 for f, −1 for −f
 
     def kinds(self, *, rho: float, gamma: float) -> list[Kind]:
         """Of each feature: useful from ρ on; of useful ones, robust from γ on, else non-robust.
 
-        >>> worth = Worth(torch.tensor([0.9, 0.9, 0.1]), torch.tensor([0.5, -0.5, 0.1]), torch.zeros(3).long())
-        >>> worth.kinds(rho=0.2, gamma=0.1)
+        >>> zeros, ones = torch.zeros(3).long(), torch.ones(3)
+        >>> Worth(torch.tensor([0.9, 0.9, 0.1]), torch.tensor([0.5, -0.5, 0.1]), zeros, ones).kinds(rho=0.2, gamma=0.1)
         ['robust', 'non-robust', 'not useful']
         """
         pairs = zip(self.useful.tolist(), self.robust.tolist(), strict=True)
         return ["not useful" if u < rho else "robust" if r >= gamma else "non-robust" for u, r in pairs]
+
+    def elsewhere(self, values: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """(d,) E[y f(x)] in [−1, 1] of another sample, (N, d) values and (N,) labels: f standardised there, k and sign kept."""
+        return self.sign * usefulness(values, labels, classes)[torch.arange(len(self.best)), self.best]
 
 
 def types(kinds: list[Kind], elsewhere: Tensor, *, rho: float) -> list[Type]:
     """Springer et al.'s types (their Fig. 1): robust is A; non-robust is B if entangled with what is robust, else C.
 
     The paper draws B and C and tests them: a feature is entangled if it is useful on images whose robust features alone
-    go with the label. `elsewhere` (d,) is E[y f(x)] there, with f as it was standardised, and its class and sign, before.
+    go with the label. `elsewhere` is E[y f(x)] there (`Worth.elsewhere`).
 
     >>> types(["robust", "non-robust", "non-robust"], torch.tensor([0.8, 0.4, 0.0]), rho=0.2)
     ['A', 'B', 'C']
@@ -98,23 +103,12 @@ def worth(values: Tensor, low: Tensor, high: Tensor, labels: Tensor, classes: in
     The adversary of y f lowers f where y is 1 and raises it where y is −1; f stays standardised as on clean images.
     """
     useful, signed = usefulness(values, labels, classes), signs(labels, classes).to(values)
-    best = useful.abs().argmax(1)
-    every, sign = torch.arange(len(best)), torch.where(useful.gather(1, best[:, None])[:, 0] < 0, -1.0, 1.0)
-    y = signed[:, best]  # (N, d), of each feature's class
-    lowest = torch.minimum(sign * y * low, sign * y * high)
-    weights, deviation = _weights(signed)[:, best], _deviation(values, signed)[every, best]
-    robust = (weights * lowest).sum(0) / deviation  # the mean of f drops out: y's own mean is 0
-    return Worth(useful.abs()[every, best], robust, best)
-
-
-def carried_over(values: Tensor, labels: Tensor, here: Tensor, of: Tensor, classes: int) -> Tensor:
-    """(d,) E[y f(x)] on another sample: (M, d) values `here` with labels `of`; f, k and sign as on (N, d) `values`."""
-    useful, signed = usefulness(values, labels, classes), signs(of, classes).to(here)
-    best = useful.abs().argmax(1)
-    every = torch.arange(len(best))
-    scale = _deviation(values, signs(labels, classes).to(values))[every, best]
-    there = (here * (signed * _weights(signed))[:, best]).sum(0) / scale
-    return there * useful[every, best].sign()
+    best, every = useful.abs().argmax(1), torch.arange(len(useful))
+    sign = torch.where(useful[every, best] < 0, -1.0, 1.0)
+    y = sign * signed[:, best]  # (N, d), of each feature's class
+    lowest = torch.where(y > 0, low, -high)
+    robust = (_weights(signed)[:, best] * lowest).sum(0) / _deviation(values, signed)[every, best]
+    return Worth(useful.abs()[every, best], robust, best, sign)
 
 
 def signs(labels: Tensor, classes: int) -> Tensor:
