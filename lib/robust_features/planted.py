@@ -72,11 +72,12 @@ class World:
 def patterns(seed: int) -> Patterns:
     """The patterns of a world, whose cells' brightness and texture are drawn from `seed`."""
     draws, shape = Generator().manual_seed(seed), (3, BODY // CELL, SIZE // CELL)
-    half = (torch.randperm(3 * 3 * 4, generator=draws) % 3).view(shape)
-    half[:, 1, 1] = torch.arange(3)  # the nose, which has one cell a channel, tells all classes apart
-    cells = HALVES[half].permute(3, 0, 1, 2) * (2.0 * torch.randint(2, shape, generator=draws) - 1)
     nose = torch.zeros(shape)
     nose[:, 1, 1] = 1
+    half = torch.zeros(shape, dtype=torch.int64)
+    half[nose == 1] = torch.arange(3)  # the nose, which has one cell a channel, tells all classes apart
+    half[nose == 0] = torch.randperm(half.numel() - 3, generator=draws) % 3
+    cells = HALVES[half].permute(3, 0, 1, 2) * (2.0 * torch.randint(2, shape, generator=draws) - 1)
     body, part, texture = (torch.zeros(CLASSES, 3, SIZE, SIZE) for _ in range(3))
     body[:, :, :BODY], part[:, :, :BODY] = _pixels(cells * (1 - nose)), _pixels(cells * nose)
     rows = texture[:, :, BODY:]

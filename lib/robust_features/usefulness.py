@@ -14,10 +14,22 @@ from torch import Tensor
 
 from robust_features import inputs
 from robust_features.attacks import Ball, ascend
+from robust_features.networks import Network
 
 Features = Callable[[Tensor], Tensor]  # (N, C, H, W) images in [0, 1] → (N, d)
 Kind = Literal["robust", "non-robust", "not useful"]
 Type = Literal["A", "B", "C", "not useful"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Some units of a network's penultimate layer, as features: what Springer et al. 2021, Sec. 2, call its features."""
+
+    network: Network
+    chosen: Tensor  # (d,) int64
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network.features(images, self.network.representation).flatten(1)[:, self.chosen.to(images.device)]
 
 
 @dataclass(frozen=True)
