@@ -26,7 +26,7 @@ class Study:
 
     world: World = World()
     epsilon: Positive = 0.3  # L2: of robust training, of constructions, of the attack
-    sources: Count = 10_000  # images that each source learns from; so many that it has no noise to remember
+    sources: Count = 12_000  # images that each source learns from; so many that it has no noise to remember
     images: Count = 1_500  # of which datasets are made
     tests: Count = 800
 
