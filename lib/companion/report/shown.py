@@ -21,6 +21,21 @@ class Shown:
         return self.html
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What results were measured with: a sentence or more, and with how many seeds each network was trained; see `conditions`."""
+
+    text: str
+    seeds: int
+
+    @property
+    def over(self) -> str:
+        """What a 95 % interval is of."""
+        if self.seeds > 1:
+            return f"over the {self.seeds} seeds each network was trained with"
+        return "over test images of one training: another seed may move a value by more"
+
+
 def write(path: Path, content: "str | bytes | DataFrame") -> None:
     """Write `content` whole or not at all, with the same bytes on every system."""
     if not isinstance(content, str | bytes):

@@ -1,0 +1,62 @@
+"""What a table's or figure's numbers were measured with, for its caption: said by the settings, never typed."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from companion.params import Run
+from companion.report.shown import Conditions
+from companion.report.tables import label
+from robust_features.attacks import Attack
+from robust_features.networks import label as network_label
+
+
+def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str = "") -> Conditions:
+    """The networks of groups or members (`kim/vgg16`, `kim/vgg16/adversarial`) and the named attacks on them, in sentences.
+
+    Says network, dataset, epochs and seeds; norm, ε and steps of each attack that the groups make; then `also`. Names that
+    are not part of this scale are left out. Raises KeyError for a member that a group lacks."""
+    groups = {name: run.networks[group] for name in names if (group := _group(run, name))}
+    chosen = {name: [*_members(name, group)] for name, group in groups.items()}
+    trained: dict[str, dict[str, None]] = {}
+    for model in (model for models in chosen.values() for model in models):
+        trained.setdefault(f"on {label(model.dataset)} ({model.epochs} epochs)", {})[network_label(model.network)] = (
+            None
+        )
+    seeds = sorted({seed for group in groups.values() for seed in group.seeds})
+    networks = "; ".join(f"{', '.join(each)} {where}" for where, each in trained.items())
+    said = [f"Networks: {networks}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."]
+    balls: dict[tuple[str, str], dict[str, None]] = {}  # of an attack and what it spends: within what, on which data
+    for name in attacks:
+        for of, group in groups.items():
+            if name in group.attacks:
+                ball, effort = _said(group.attacks[name])
+                data = " and ".join(dict.fromkeys(label(model.dataset) for model in chosen[of]))
+                balls.setdefault((label(name), effort), {})[f"{ball} on {data}" if "≤" in ball else ball] = None
+    within: dict[str, list[str]] = {}
+    for (name, effort), where in balls.items():
+        within.setdefault(", ".join(where), []).append(f"{name} ({effort})")
+    said += [f"Attacks, {ball}: {', '.join(each)}." for ball, each in within.items()]
+    return Conditions(" ".join([*said, *([also] if also else [])]), max(len(group.seeds) for group in groups.values()))
+
+
+def _group(run: Run, name: str) -> str:
+    """The group that a name is of, or that it is; empty where this scale has none."""
+    return next((each for each in (name, name.rpartition("/")[0]) if each in run.networks), "")
+
+
+def _members(name: str, group: Any) -> Iterator[Any]:
+    """The trainings that a name stands for: of one member, or of all."""
+    last = name.rpartition("/")[2]
+    yield from [group.members[last]] if last in group.members else group.members.values()
+
+
+def _said(attack: Attack) -> tuple[str, str]:
+    """The ball of an attack and what it spends there: ("L∞ ≤ 0.2", "10 steps")."""
+    inner = getattr(attack, "pgd", attack)
+    epsilon = getattr(inner, "epsilon", None)
+    norm = {"linf": "L∞", "l2": "L2"}[getattr(inner, "norm", "linf")]
+    parts = [f"{inner.steps} step{'s' if inner.steps > 1 else ''}"] if hasattr(inner, "steps") else []
+    parts += [f"{inner.queries} queries"] if hasattr(inner, "queries") else []
+    parts += [f"{inner.restarts} restarts"] if getattr(inner, "restarts", 1) > 1 else []
+    parts += [f"c = {inner.c:g}"] if hasattr(inner, "c") else []
+    return f"{norm} ≤ {epsilon:.4g}" if epsilon else "without bound", ", ".join(parts)
