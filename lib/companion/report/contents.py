@@ -56,6 +56,7 @@ class Page:
 
 
 LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
+PAPERS = YAML(typ="safe").load(Path(__file__).with_name("papers.yaml"))  # by the name that notebooks and claims use
 PRINTED = re.compile("-(table|figure|equation|appendix|algorithm)-")  # in the id of an artefact that the paper has too
 ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
 
@@ -138,4 +139,6 @@ def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: P
         place = around.index(page)
         more |= {"page": page, "previous": around[place - 1], "next": around[place + 1]}
     style = Markup((TEMPLATE / "style.css").read_text("utf-8"))
+    if page and page.companion:
+        more["reference"] = PAPERS.get(page.companion["paper"])
     return TEMPLATES.get_template("frame.html.j2").render(body=Markup(body), style=style, **more)

@@ -81,7 +81,7 @@ def printed(artefact: str) -> DataFrame:
 def faults(artefact: str) -> str:
     """What the paper leaves out or contradicts where it prints this artefact, as HTML, each with its evidence; often nothing."""
     found = [
-        f"{html_text(each['said'])} <i>({_evidence(each['evidence'])})</i>"
+        f"{html_text(each['said'])} <i>({evidence(each['evidence'])})</i>"
         for each in _entry(artefact).get("faults", [])
     ]
     items = "".join(f"\n<li>{each}</li>" for each in found)
@@ -92,8 +92,8 @@ def _entry(artefact: str) -> dict:
     return YAML(typ="safe").load(paths.PUBLISHED).get(artefact, {})
 
 
-def _evidence(tags: str) -> str:
-    """P, M → printed in the paper; our arithmetic on what is printed."""
+def evidence(tags: str) -> str:
+    """What tags of published.yaml mean: P, M → printed in the paper; our arithmetic on what is printed."""
     return "; ".join(EVIDENCE[tag] for tag in tags.split(", "))
 
 
@@ -248,7 +248,7 @@ def _notes(
         return f"<p>{notes}</p>"
     difference = " (difference)" if ours["difference"].notna().any() else ""
     notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}, "
-    notes += f"{_evidence(paper.attrs['evidence'])}.</small>"
+    notes += f"{evidence(paper.attrs['evidence'])}.</small>"
     if ours["reference"].notna().any():
         other = ", ".join(html_text(label(name)) for name in reference.values())
         notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
