@@ -85,15 +85,22 @@ def test_a_caption_names_network_data_epochs_seeds_and_the_ball_and_steps_of_att
     assert "without bound: CW" in text and run.labels("kim/vgg16")["adversarial"] in text
 
 
-def test_conditions_follow_a_caption_and_say_what_intervals_are_over(page):
-    rows = pd.DataFrame({"a": ["x"], "b": "y", "value": 1.0, "low": 0.0, "high": 2.0, "n": 9})
-    for seeds, over in ((1, "over test images of one training"), (3, "over the 3 seeds")):
-        made = Conditions("Networks: none.", seeds)
-        html = table(rows, artefact="mine", index=["a"], columns=["b"], caption="C", conditions=made).html
-        drawn = figure(plt.figure(), artefact="mine", alt="nothing", data=rows, conditions=made).html
-        assert all("Networks: none." in each and over in each for each in (html, drawn)) and "n = 9" in drawn
-        kept = [page / "tables/mine.csv", page / "figures/mine.csv"]
-        assert [pd.read_csv(path)["seeds"].tolist() for path in kept] == [[seeds]] * 2
+@pytest.mark.parametrize(
+    "seeds, over, kept",
+    [
+        ((1,), "over test images of one training", [1, 1]),
+        ((3,), "over 3 seeds", [3, 1]),
+        ((1, 3), "where n says so", [3, 1]),
+    ],
+)
+def test_conditions_follow_a_caption_and_say_what_intervals_are_over(page, seeds, over, kept):
+    rows = pd.DataFrame({"a": ["x", "z"], "b": "y", "value": 1.0, "low": 0.0, "high": 2.0, "n": [3, 200]})
+    made = Conditions("Networks: none.", seeds)
+    html = table(rows, artefact="mine", index=["a"], columns=["b"], caption="C", conditions=made).html
+    drawn = figure(plt.figure(), artefact="mine", alt="nothing", data=rows, conditions=made).html
+    assert all("Networks: none." in each and over in each for each in (html, drawn)) and "n = 3 to 200" in drawn
+    files = [page / "tables/mine.csv", page / "figures/mine.csv"]
+    assert [pd.read_csv(path)["seeds"].tolist() for path in files] == [kept] * 2
 
 
 @pytest.mark.parametrize("layers", [["block1", "block2"], ["block1", "block2", "fc1"]])

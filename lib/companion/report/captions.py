@@ -13,8 +13,8 @@ from robust_features.networks import label as network_label
 def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str = "") -> Conditions:
     """The networks of groups or members (`kim/vgg16`, `kim/vgg16/adversarial`) and the named attacks on them, in sentences.
 
-    Says network, dataset, epochs and seeds; norm, ε and steps of each attack that the groups make; then `also`. Names that
-    are not part of this scale are left out. Raises KeyError for a member that a group lacks."""
+    Says network, dataset, epochs and seeds; norm, ε and steps of each attack that the groups make; the bottleneck of groups
+    that distil; then `also`. Names that are not part of this scale are left out."""
     groups = {name: run.networks[group] for name in names if (group := _group(run, name))}
     chosen = {name: [*_members(name, group)] for name, group in groups.items()}
     trained: dict[str, dict[str, None]] = {}
@@ -36,7 +36,10 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
     for (name, effort), where in balls.items():
         within.setdefault(", ".join(where), []).append(f"{name} ({effort})")
     said += [f"Attacks, {ball}: {', '.join(each)}." for ball, each in within.items()]
-    return Conditions(" ".join([*said, *([also] if also else [])]), max(len(group.seeds) for group in groups.values()))
+    for how in dict.fromkeys(group.bottleneck for group in groups.values() if group.bottleneck):
+        said.append(f"Bottleneck: {how.steps} steps, β = {how.beta:g} unless varied.")
+    counts = tuple(sorted({len(group.seeds) for group in groups.values()}))
+    return Conditions(" ".join([*said, *([also] if also else [])]), counts)
 
 
 def _group(run: Run, name: str) -> str:

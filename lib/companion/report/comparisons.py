@@ -37,7 +37,7 @@ def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
 
 
 def steps(lines: DataFrame, *, artefact: str, caption: str) -> Shown:
-    """A printed procedure beside our source, one row a step: columns of text, of which `our source` is code.
+    """A table of words as it is given, one row a step or thing: columns of text, of which `our source`, if any, is code.
 
     Writes tables/<artefact>.csv, .html and .tex into the page's folder."""
     first = lines.columns[0]
@@ -47,6 +47,7 @@ def steps(lines: DataFrame, *, artefact: str, caption: str) -> Shown:
         _latex(named.map(latex).rename(index=latex, columns=latex), artefact, caption),
     )
     shown = named.map(html_text).rename(index=html_text)
-    shown["our source"] = [f"<code>{text}</code>" for text in shown["our source"]]
+    if "our source" in shown:
+        shown["our source"] = [f"<code>{text}</code>" for text in shown["our source"]]
     found = lay_out(shown, lines, artefact=artefact, caption=caption, conditions=None, notes="")
     return Shown(found.html.replace('class="table"', 'class="table words"', 1), pd.DataFrame(lines))

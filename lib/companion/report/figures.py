@@ -63,7 +63,7 @@ def figure(
     if artefact is None:
         return Shown(f"<figure>\n{image}\n</figure>", data)
     if data is not None and conditions:
-        data = data.assign(seeds=conditions.seeds)
+        data = data.assign(seeds=conditions.seeds_of(data["n"]) if "n" in data else max(conditions.seeds))
     files = {"svg": svg, "png": png} | ({} if data is None else {"csv": data})
     for end, content in files.items():
         write(page_folder() / "figures" / f"{artefact}.{end}", content)

@@ -122,7 +122,7 @@ def table(
             shown = {ours: _shown(ours, label(theirs)) for ours, theirs in names.items()}
             tidy[dimension] = tidy[dimension].replace(shown)
     if conditions:
-        tidy["seeds"] = Series(conditions.seeds, tidy.index[: len(rows)], dtype="Int64")
+        tidy["seeds"] = conditions.seeds_of(tidy["n"][: len(rows)])
     ours = tidy[: len(rows)]
     digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
     about = "~" if paper["approximate"].any() else ""
