@@ -117,10 +117,12 @@ def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
 
 def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
     """`more` against `less`; of a list, the one that speaks most against the claim decides."""
+    from companion.report.tables import label
+
     more, less = (part[part[rule.compare].isin(_listed(side))] for side in (rule.more, rule.less))
     _no_twins(pd.concat([more, less]), rule.compare)
     found = [
-        _pair(a, b, where, f"{a[rule.compare]} {_said(a)} against {b[rule.compare]} {_said(b)}")
+        _pair(a, b, where, f"{label(a[rule.compare])} {_said(a)} against {label(b[rule.compare])} {_said(b)}")
         for _, a in more.iterrows()
         for _, b in less.iterrows()
     ]

@@ -25,7 +25,7 @@ EVIDENCE = {  # of what stands in published.yaml
     "I": "from a public discussion",
     "M": "our arithmetic on what is printed",
     "mem": "from memory of the paper, unverified",
-    "?": "not known",
+    "?": "not in our text of the paper",
 }
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"∞": "infty", "≤": "le", "≥": "ge", "→": "to", "~": "sim", "\\": "backslash"}
@@ -85,7 +85,7 @@ def faults(artefact: str) -> str:
         for each in _entry(artefact).get("faults", [])
     ]
     items = "".join(f"\n<li>{each}</li>" for each in found)
-    return f'\n<div class="faults"><b>In the paper itself</b><ul>{items}\n</ul></div>' if found else ""
+    return f'\n<div class="faults"><b>About the paper itself</b><ul>{items}\n</ul></div>' if found else ""
 
 
 def _entry(artefact: str) -> dict:
@@ -176,8 +176,9 @@ def lay_out(
     write(folder / f"{artefact}.csv", rows)
     body = cells.to_html(escape=False, border=0).replace("<th></th>", "<td></td>")
     body = body.replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
-    under = f" <small>{html_text(conditions.text)}</small>" if conditions else ""
-    title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}{under}</figcaption>'
+    under = f". <small>{html_text(conditions.text)}</small>" if conditions else ""
+    said = f'<a href="#{artefact}">{artefact}</a> {escape(caption)}{under}'
+    title = f'<figcaption id="{artefact}-caption">{said}</figcaption>'
     html = f"{title}\n{SCROLL}{body}</div>\n{notes}{faults(artefact)}"
     head = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{artefact}</title>\n'
     write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
