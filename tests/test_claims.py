@@ -45,7 +45,7 @@ def judge(rule, page, artefact="kim-table-1"):
         (pd.concat([rows(90, 50), rows(90, 50, example="fgsm"), rows(51, 50, example="cw")]), "mostly holds"),
         (pd.concat([rows(90, 50), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "open"),
         (pd.concat([rows(50, 90), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "does not hold"),
-        (rows(90, 50, example="clean"), "not run at this scale"),
+        (rows(90, 50, example="clean"), "not run"),
     ],
     ids=["apart", "reversed", "overlapping", "contradicted", "most", "few", "one against", "absent"],
 )
@@ -58,7 +58,7 @@ def test_a_verdict_is_about_its_own_page_and_the_contents_about_all(page, monkey
     keep(page / "11-first", rows(90, 50))
     assert verdict("kim-robust-features-hold").word == "holds", "found below the folder too"
     monkeypatch.setenv(paths.PAGE, str(page / "12-second"))
-    assert verdict("kim-robust-features-hold").word == "not run at this scale"
+    assert verdict("kim-robust-features-hold").word == "not run"
     keep(page / "12-second", rows(50, 90))
     assert verdict("kim-robust-features-hold").word == "does not hold"
 
@@ -234,7 +234,7 @@ def test_a_rule_that_matches_no_row_says_what_there_is(page):
     assert "no values of kim-table-1" in verdict("kim-robust-features-hold").missing
     keep(page, rows(90, 50, example="clean"))
     said = verdict("kim-robust-features-hold")._repr_markdown_()
-    assert "not run at this scale" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
+    assert "**not run**" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
     keep(page, rows(90, 50).query("features == 'R'"))
     assert verdict("kim-robust-features-hold").missing == "no row has features = Int; there is R"
 

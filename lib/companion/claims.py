@@ -17,7 +17,7 @@ from robust_features.settings import UserError, nearest, settings
 OURS = "ours, on "
 EXACT = "exact values, without intervals"
 OWN = ("image-folder",)  # kinds of datasets that a reader brings: what is measured on them says nothing of a paper
-Words = Literal["holds", "mostly holds", "mixed", "does not hold", "open", "not run at this scale"]
+Words = Literal["holds", "mostly holds", "mixed", "does not hold", "open", "not run"]
 
 
 @settings
@@ -61,7 +61,7 @@ class Verdict:
         """A word that no contradiction hides behind: one comparison against the claim is enough for *mixed*, or worse."""
         confirmed, against, undecided = map(self.count, ("for", "against", "open"))
         if not self.comparisons:
-            return "not run at this scale"
+            return "not run"
         if against:
             return "mixed" if confirmed else "does not hold"
         if undecided == 0:
