@@ -25,16 +25,19 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
     seeds = sorted({seed for group in groups.values() for seed in group.seeds})
     networks = "; ".join(f"{', '.join(each)} {where}" for where, each in trained.items())
     said = [f"Networks: {networks}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."]
-    balls: dict[tuple[str, str], dict[str, None]] = {}  # of an attack and what it spends: within what, on which data
+    balls: dict[
+        tuple[str, str], dict[str, dict[str, None]]
+    ] = {}  # attack and what it spends → ball → data it is made on
     for name in attacks:
         for of, group in groups.items():
             if name in group.attacks:
                 ball, effort = _said(group.attacks[name])
-                data = " and ".join(dict.fromkeys(label(model.dataset) for model in chosen[of]))
-                balls.setdefault((label(name), effort), {})[f"{ball} on {data}" if "≤" in ball else ball] = None
+                data = {label(model.dataset): None for model in chosen[of]}
+                balls.setdefault((label(name), effort), {}).setdefault(ball, {}).update(data)
     within: dict[str, list[str]] = {}
-    for (name, effort), where in balls.items():
-        within.setdefault(", ".join(where), []).append(f"{name} ({effort})")
+    for (name, effort), places in balls.items():
+        where = (f"{ball} on {' and '.join(data)}" if "≤" in ball else ball for ball, data in places.items())
+        within.setdefault("; ".join(where), []).append(f"{name} ({effort})")
     said += [f"Attacks, {ball}: {', '.join(each)}." for ball, each in within.items()]
     for how in dict.fromkeys(group.bottleneck for group in groups.values() if group.bottleneck):
         said.append(f"Bottleneck: {how.steps} steps, β = {how.beta:g} unless varied.")
