@@ -8,7 +8,7 @@ import pytest
 from matplotlib.patches import FancyBboxPatch
 
 from companion import params, paths
-from companion.report import compared, conditions, diagrams, figure, line, steps, table
+from companion.report import compared, conditions, diagrams, figure, label, line, steps, table
 from companion.report.shown import Conditions
 from companion.report.tables import EVIDENCE, faults, published
 from robust_features.settings import UserError
@@ -81,6 +81,10 @@ def test_a_caption_names_network_data_epochs_seeds_and_the_ball_and_steps_of_att
     text = conditions(run, "kim/vgg16/adversarial", attacks=["pgd", "cw"]).text
     assert (
         f"({model.epochs} epochs)" in text and f"L∞ ≤ {pgd.epsilon:.4g}" in text and f"PGD ({pgd.steps} steps)" in text
+    )
+    learnt = conditions(run, "ilyas/trained", attacks=["l2"]).text
+    assert "the set random of Digits, 16 px" in learnt and "on Digits, 16 px: PGD, L2" in learnt, (
+        "tested on ordinary images"
     )
     assert "without bound: CW" in text and run.labels("kim/vgg16")["adversarial"] in text
 

@@ -19,11 +19,11 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
     chosen = {name: [*_members(name, group)] for name, group in groups.items()}
     trained: dict[str, dict[str, None]] = {}
     for model in (model for models in chosen.values() for model in models):
-        trained.setdefault(f"on {label(model.dataset)} ({model.epochs} epochs)", {})[network_label(model.network)] = (
-            None
-        )
+        trained.setdefault(f"on {_learnt(run, model.dataset)} ({model.epochs} epochs)", {})[
+            network_label(model.network)
+        ] = None
     seeds = sorted({seed for group in groups.values() for seed in group.seeds})
-    networks = "; ".join(f"{', '.join(each)} {where}" for where, each in trained.items())
+    networks = "; ".join(f"{' and '.join(each)} {where}" for where, each in trained.items())
     said = [f"Networks: {networks}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."]
     balls: dict[
         tuple[str, str], dict[str, dict[str, None]]
@@ -32,7 +32,7 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
         for of, group in groups.items():
             if name in group.attacks:
                 ball, effort = _said(group.attacks[name])
-                data = {label(model.dataset): None for model in chosen[of]}
+                data = {label(_dataset(run, model.dataset)): None for model in chosen[of]}
                 balls.setdefault((label(name), effort), {}).setdefault(ball, {}).update(data)
     within: dict[str, list[str]] = {}
     for (name, effort), places in balls.items():
@@ -43,6 +43,18 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
         said.append(f"Bottleneck: {how.steps} steps, β = {how.beta:g} unless varied.")
     counts = tuple(sorted({len(group.seeds) for group in groups.values()}))
     return Conditions(" ".join([*said, *([also] if also else [])]), counts)
+
+
+def _dataset(run: Run, name: str) -> str:
+    """The dataset that a network is tested on: of one that learnt from a constructed set, the dataset that this is made of."""
+    made = next((entry for key, entry in run.constructed.items() if name.startswith(f"{key}/")), None)
+    return made.dataset if made else name
+
+
+def _learnt(run: Run, name: str) -> str:
+    """What a network learnt from: Digits, or the set `random` of Digits."""
+    made = next((key for key in run.constructed if name.startswith(f"{key}/")), "")
+    return f"the set {name.removeprefix(f'{made}/')} of {label(_dataset(run, name))}" if made else label(name)
 
 
 def _group(run: Run, name: str) -> str:
