@@ -83,8 +83,9 @@ def test_a_caption_names_network_data_epochs_seeds_and_the_ball_and_steps_of_att
         f"({model.epochs} epochs)" in text and f"L∞ ≤ {pgd.epsilon:.4g}" in text and f"PGD ({pgd.steps} steps)" in text
     )
     learnt = conditions(run, "ilyas/trained", attacks=["l2"]).text
-    assert "the set random of Digits, 16 px" in learnt and "on Digits, 16 px: PGD, L2" in learnt, (
-        "tested on ordinary images"
+    ordinary = label(run.constructed["ilyas/main"].dataset)
+    assert f"the set random of {ordinary}" in learnt and f"on {ordinary}: PGD, L2" in learnt, (
+        "it is tested on ordinary images"
     )
     assert "without bound: CW" in text and run.labels("kim/vgg16")["adversarial"] in text
 
