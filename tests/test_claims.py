@@ -1,10 +1,14 @@
+from fractions import Fraction
+
+import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
 
 from companion import claims, paths
-from companion.claims import Rule, entries, verdict
+from companion.claims import entries, verdict
 from companion.report import contents
+from companion.rules import PARTING, Rule, compared
 from robust_features.settings import UserError
 
 HOMES = {artefact for page in contents.sections() for artefact in page.companion["artefacts"]}
@@ -28,7 +32,7 @@ def keep(page, rows, kind="tables", artefact="kim-table-1"):
 def judge(rule, page, artefact="kim-table-1"):
     entry = claims.Entry(paper="P", place="T", artefact=artefact, claim="C", rule=rule)
     found = claims.judge(entry, page)
-    return found.confirmed, found.reversed, found.undecided
+    return tuple(found.count(outcome) for outcome in ("for", "against", "open"))
 
 
 @pytest.mark.parametrize(
@@ -36,11 +40,14 @@ def judge(rule, page, artefact="kim-table-1"):
     [
         (rows(90, 50), "holds"),
         (rows(50, 90), "does not hold"),
-        (rows(51, 50), "undecided"),
-        (pd.concat([rows(90, 50), rows(50, 90, example="cw")]), "partly"),
-        (rows(90, 50, example="clean"), "not run at this scale"),
+        (rows(51, 50), "open"),
+        (pd.concat([rows(90, 50), rows(50, 90, example="cw")]), "mixed"),
+        (pd.concat([rows(90, 50), rows(90, 50, example="fgsm"), rows(51, 50, example="cw")]), "mostly holds"),
+        (pd.concat([rows(90, 50), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "open"),
+        (pd.concat([rows(50, 90), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "does not hold"),
+        (rows(90, 50, example="clean"), "not run"),
     ],
-    ids=["apart", "reversed", "overlapping", "mixed", "absent"],
+    ids=["apart", "reversed", "overlapping", "contradicted", "most", "few", "one against", "absent"],
 )
 def test_a_verdict_follows_the_intervals(page, judged, word):
     keep(page, judged)
@@ -51,7 +58,7 @@ def test_a_verdict_is_about_its_own_page_and_the_contents_about_all(page, monkey
     keep(page / "11-first", rows(90, 50))
     assert verdict("kim-robust-features-hold").word == "holds", "found below the folder too"
     monkeypatch.setenv(paths.PAGE, str(page / "12-second"))
-    assert verdict("kim-robust-features-hold").word == "not run at this scale"
+    assert verdict("kim-robust-features-hold").word == "not run"
     keep(page / "12-second", rows(50, 90))
     assert verdict("kim-robust-features-hold").word == "does not hold"
 
@@ -129,7 +136,124 @@ def test_a_misspelt_key_of_claims_yaml_is_named(tmp_path, monkeypatch):
         entries()
 
 
+def curve(*values, spread=1.0, **more):
+    """A row a value, at x = 0, 1/4, 1/2, … of text, with intervals of ± spread."""
+    places = [str(Fraction(place, 4)) for place in range(len(values))]
+    rows = pd.DataFrame({"x": places, "value": values, "n": "100"}).assign(**more)
+    return rows.assign(low=rows["value"] - spread, high=rows["value"] + spread)
+
+
+@pytest.mark.parametrize(
+    "form, values, outcome",
+    [
+        ("peak", (1, 9, 2), "for"),
+        ("peak", (1, 5, 9), "against"),  # a curve that rises all the way has no interior peak
+        ("peak", (1, 9, 9), "open"),  # nor is a plateau one
+        ("peak", (9, 9.5, 9), "open"),
+        ("falls", (9, 5, 1), "for"),
+        ("falls", (9, 1, 5), "against"),  # it ends lower than it began, and rises on the way
+        ("falls", (9, 8, 8.5), "open"),
+        ("rises", (1, 5, 9), "for"),
+        ("rises", (9, 5, 1), "against"),
+    ],
+)
+def test_a_peak_and_a_trend_are_asked_of_the_whole_curve(form, values, outcome):
+    shuffled = curve(*values).sample(frac=1, random_state=0)
+    (found,) = compared(Rule(**{form: "x"}), shuffled)
+    assert found.outcome == outcome and found.looks > 1
+
+
+def test_places_along_a_curve_are_ordered_by_the_number_their_text_ends_with():
+    rows = curve(1, 2, 9, 3).assign(x=["R 0", "R 1/256", "R 1/2", "R 1"])
+    (found,) = compared(Rule(peak="x"), rows.iloc[::-1])
+    assert found.outcome == "for" and "R 1/2" in found.numbers
+    with pytest.raises(ValueError, match="'test' ends with no number"):
+        list(compared(Rule(peak="x"), rows.assign(x=["test", "R 1", "R 2", "R 3"])))
+
+
+@pytest.mark.parametrize(
+    "robust, other, outcome",
+    [((9, 1), (1, 9), "for"), ((9, 9), (1, 1), "against"), ((1, 1), (9, 9), "open"), ((9, 5), (1, 5), "open")],
+    ids=["reversed", "never", "always so", "level"],
+)
+def test_an_order_is_reversed_only_if_it_was_the_other_way_round_before(robust, other, outcome):
+    rows = pd.concat([curve(*robust, features="R"), curve(*other, features="NR")])
+    (found,) = compared(Rule(reverses="x", compare="features", more="NR", less="R"), rows)
+    assert found.outcome == outcome
+
+
+@pytest.mark.parametrize("other, outcome", [(9, "for"), (1, "against"), (5, "open")])
+def test_the_strongest_attack_is_stronger_than_each_of_the_others(other, outcome):
+    rows = pd.concat([curve(value, attack=name) for name, value in (("nrf", 5), ("pgd", 9), ("cw", other))])
+    (found,) = compared(Rule(compare="attack", more=("pgd", "cw"), less="nrf"), rows)
+    assert found.outcome == outcome and found.looks == 2 and ("CW" in found.numbers or outcome == "for")
+
+
+def test_a_correlation_is_held_against_zero_by_its_interval():
+    for slope, outcome in ((1, "for"), (-1, "against")):
+        rows = curve(1, 2, 3, 4.1, 5).assign(learnt=[str(slope * each) for each in range(5)])
+        (found,) = compared(Rule(correlates="learnt"), rows)
+        assert found.outcome == outcome
+    assert not [*compared(Rule(correlates="learnt"), rows.head(3))]
+
+
+def test_the_comparison_shown_is_the_one_that_decides(page):
+    keep(page, pd.concat([rows(90, 50), rows(50, 90, example="cw"), rows(40, 90, example="fgsm")]))
+    found = verdict("kim-robust-features-hold")
+    assert found.word == "mixed" and found.deciding.margin == -46 and found.decided_by.startswith("FGSM: R 40.0")
+    keep(page, pd.concat([rows(90, 50), rows(70, 50, example="cw")]))
+    assert verdict("kim-robust-features-hold").decided_by == "CW: R 70.0 [68.0, 72.0] against Int 50.0 [48.0, 52.0]"
+
+
+def test_many_comparisons_are_counted_and_what_chance_gives_them(page):
+    keep(page, pd.concat([rows(90, 50, example=name) for name in ("pgd", "cw", "fgsm")]))
+    found = verdict("kim-robust-features-hold")
+    assert found.by_chance == pytest.approx(3 * PARTING) and "if nothing differed 0.017 would part" in found.counts
+
+
+def test_two_intervals_of_equal_values_part_as_often_as_is_said():
+    noise = np.random.default_rng(0).normal(size=(2, 200_000))
+    assert (abs(noise[0] - noise[1]) > 2 * 1.959964).mean() == pytest.approx(PARTING, abs=6e-4)
+
+
+def test_one_seed_is_said_and_several_are_what_intervals_are_over(page):
+    for seeds, said in ((1, "over test images, one seed a network"), (3, "over 3 seeds a network")):
+        keep(page, rows(90, 50).assign(seeds=seeds))
+        assert said in verdict("kim-robust-features-hold").counts
+    keep(page, rows(90, 50, spread=0))
+    assert "exact values" in verdict("kim-robust-features-hold").counts
+
+
+def test_datasets_that_a_reader_brought_have_no_vote(page, monkeypatch):
+    keep(page, pd.concat([rows(90, 50).assign(dataset="digits"), rows(50, 90).assign(dataset="mine")]))
+    monkeypatch.setattr(claims, "load_run", lambda: {"datasets": {"mine": {"kind": "image-folder"}}})
+    assert verdict("kim-robust-features-hold").word == "holds"
+
+
+def test_a_rule_that_matches_no_row_says_what_there_is(page):
+    assert "no values of kim-table-1" in verdict("kim-robust-features-hold").missing
+    keep(page, rows(90, 50, example="clean"))
+    said = verdict("kim-robust-features-hold")._repr_markdown_()
+    assert "**not run**" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
+    keep(page, rows(90, 50).query("features == 'R'"))
+    assert verdict("kim-robust-features-hold").missing == "no row has features = Int; there is R"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"compare": "a", "more": "b"},
+        {"above": 1, "peak": "x"},
+        {"reverses": "x"},
+        {"peak": "x", "compare": "a", "more": "b", "less": "c"},
+    ],
+)
+def test_a_rule_that_is_none_or_two_at_once_is_refused(wrong):
+    with pytest.raises(ValidationError, match="together|one of|takes no"):
+        Rule(**wrong)
+
+
 @pytest.mark.parametrize("entry", entries().values(), ids=entries())
-def test_every_claim_has_one_form_of_rule_and_its_artefacts_are_in_some_section(entry):
-    rule = entry.rule
-    assert (rule.above is None) == all([rule.compare, rule.more, rule.less]) and HOMES.issuperset(entry.artefacts)
+def test_the_artefacts_of_every_claim_are_in_some_section(entry):
+    assert HOMES.issuperset(entry.artefacts)

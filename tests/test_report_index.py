@@ -50,7 +50,7 @@ def test_the_index_begins_with_a_row_a_claim_that_links_to_its_evidence(project)
 def test_the_index_shows_another_verdict_when_a_result_changes(project):
     table = project / "reports/quick/12-second/tables/kim-table-2.csv"
     table.parent.mkdir(parents=True)
-    for low, high, word in ((80, 90, "holds"), (0, 9, "does not hold"), (30, 50, "undecided")):
+    for low, high, word in ((80, 90, "holds"), (0, 9, "does not hold"), (30, 50, "open")):
         table.write_text(f"network,paper,ours,low,high\nvgg16,,40,{low},{high}\nwrn28-10,,40,35,45\n")
         html = index.scale_index(contents.load_run()).read_text("utf-8")
         assert re.search(

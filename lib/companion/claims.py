@@ -1,6 +1,6 @@
 """Claims of the papers against the results on disk: verdicts are computed, never typed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,26 +10,14 @@ from ruamel.yaml import YAML
 
 from companion import paths
 from companion.paths import page_folder
-from robust_features.settings import Number, UserError, nearest, settings
+from companion.report.contents import load_run
+from companion.rules import Comparison, Rule, compared
+from robust_features.settings import UserError, nearest, settings
 
 OURS = "ours, on "
-Words = Literal["holds", "partly", "does not hold", "undecided", "not run at this scale"]
-BESIDES = ("value", "low", "high", "n", "unit", "paper", "difference", "reference")  # columns that are no dimensions
-
-
-@settings
-class Rule:
-    """Along the dimension `compare`, `more` exceeds `less` wherever two rows agree on all else; or every row is `above` a constant.
-
-    `where` and `unless` keep and leave out rows by the values of a dimension; two rows need not agree on what `ignore` lists."""
-
-    compare: str = ""
-    more: str = ""
-    less: str = ""
-    above: Number | None = None
-    where: dict[str, list[str]] = field(default_factory=dict)
-    unless: dict[str, list[str]] = field(default_factory=dict)
-    ignore: tuple[str, ...] = ()
+EXACT = "exact values, without intervals"
+OWN = ("image-folder",)  # kinds of datasets that a reader brings: what is measured on them says nothing of a paper
+Words = Literal["holds", "mostly holds", "mixed", "does not hold", "open", "not run"]
 
 
 @settings
@@ -57,27 +45,68 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say of a claim: in how many comparisons the 95 % intervals part its way, the other way, or overlap."""
+    """What the rows say of a claim: every comparison, what its intervals are over, and why there is none."""
 
     entry: Entry
-    confirmed: int
-    reversed: int
-    undecided: int
+    comparisons: tuple[Comparison, ...] = ()
+    over: str = ""
+    missing: str = ""
+
+    def count(self, outcome: str) -> int:
+        """How many comparisons are `for` the claim, `against` it, or `open`."""
+        return sum(each.outcome == outcome for each in self.comparisons)
 
     @property
     def word(self) -> Words:
-        if self.confirmed + self.reversed + self.undecided == 0:
-            return "not run at this scale"
-        if self.reversed + self.undecided == 0:
+        """A word that no contradiction hides behind: one comparison against the claim is enough for *mixed*, or worse."""
+        confirmed, against, undecided = map(self.count, ("for", "against", "open"))
+        if not self.comparisons:
+            return "not run"
+        if against:
+            return "mixed" if confirmed else "does not hold"
+        if undecided == 0:
             return "holds"
-        if self.confirmed:
-            return "partly"
-        return "does not hold" if self.reversed else "undecided"
+        return "mostly holds" if confirmed > undecided else "open"
+
+    @property
+    def deciding(self) -> Comparison | None:
+        """What the word hangs on: the comparison most against the claim, else the weakest open one, else the weakest for it."""
+        for outcome in ("against", "open", "for"):
+            found = [each for each in self.comparisons if each.outcome == outcome]
+            if found:
+                return min(found, key=lambda each: each.margin)
+        return None
+
+    @property
+    def by_chance(self) -> float:
+        """How many comparisons would part, either way, if nothing differed anywhere: what many comparisons cost."""
+        if self.over == EXACT:
+            return 0.0
+        return self.entry.rule.chance * sum(each.looks for each in self.comparisons)
+
+    @property
+    def counts(self) -> str:
+        """The counts, and what to hold them against."""
+        total, looks = len(self.comparisons), sum(each.looks for each in self.comparisons)
+        many = f" ({looks} pairs of intervals)" if looks > total else ""
+        said = f"{self.count('for')} for, {self.count('against')} against, {self.count('open')} open{many}"
+        if self.over == EXACT:
+            return f"{said}; {EXACT}"
+        return f"{said}; if nothing differed {self.by_chance:.2g} would part by chance; 95 % intervals {self.over}"
+
+    @property
+    def decided_by(self) -> str:
+        """The numbers of the deciding comparison and where it is, or why there is none."""
+        found = self.deciding
+        return self.missing if found is None else f"{found.where}: {found.numbers}".removeprefix(": ")
 
     def _repr_markdown_(self) -> str:
-        compared = "comparison" if self.confirmed == 1 else "comparisons"
-        counts = f"{self.confirmed} {compared} for it, {self.reversed} against it, {self.undecided} with overlapping intervals"
-        return f"> **{self.word}** — {self.entry.claim} ({self.entry.place}: {counts})"
+        if not self.comparisons:
+            return f"> **{self.word}** — {self.entry.claim} ({self.entry.place}): {self.missing}."
+        return (
+            f"> **{self.word}** — {self.entry.claim} ({self.entry.place}). {self.counts}. "
+            f"What decides: {self.decided_by}."
+        )
 
 
 def entries() -> dict[str, Entry]:
@@ -90,31 +119,39 @@ def verdict(claim: str) -> Verdict:
     known = entries()
     if claim not in known:
         raise UserError(f"claims.yaml has no '{claim}'{nearest(claim, known)}")
-    return judge(known[claim], page_folder())
+    return judge(known[claim], page_folder(), own=own_datasets())
 
 
-def judge(entry: Entry, folder: Path) -> Verdict:
-    """Apply an entry's rule to the CSVs of its artefacts, anywhere in `folder`; one that is not there has no rows.
+def own_datasets() -> set[str]:
+    """The datasets of this run that a reader has brought: they have no vote."""
+    return {name for name, data in load_run().get("datasets", {}).items() if data["kind"] in OWN}
 
-    A value without interval overlaps with every other. Raises UserError if the rule names a dimension that the rows lack."""
+
+def judge(entry: Entry, folder: Path, *, own: set[str] = frozenset()) -> Verdict:
+    """Apply an entry's rule to the CSVs of its artefacts, anywhere in `folder`, without the rows of `own` datasets.
+
+    Raises UserError if the rule names a dimension that the rows lack."""
     rule, rows = entry.rule, pd.concat([measured(artefact, folder) for artefact in entry.artefacts])
     if rows.empty:
-        return Verdict(entry, 0, 0, 0)
-    if lacking := {*rule.where, *rule.unless, *rule.ignore, rule.compare} - {*rows, ""}:
+        return Verdict(entry, missing=f"this scale has no values of {' or '.join(entry.artefacts)}")
+    if lacking := rule.named - {*rows}:
         raise UserError(f"claims.yaml, {entry.claim!r}: {entry.artefact} has no column {', '.join(sorted(lacking))}")
+    if "dataset" in rows:
+        rows = rows[~rows["dataset"].isin(own)]
     for dimension, values in rule.where.items():
-        rows = rows[rows[dimension].isin(values)]
+        there, rows = [*rows[dimension].unique()], rows[rows[dimension].isin(values)]
+        if rows.empty:
+            return Verdict(entry, missing=_none(dimension, values, there))
     for dimension, values in rule.unless.items():
         rows = rows[~rows[dimension].isin(values)]
-    if rule.above is not None:
-        pairs = rows.assign(low_less=rule.above, high_less=rule.above)
-    else:
-        same = [column for column in rows if column not in (*BESIDES, *rule.ignore)]
-        sides = (rows[rows[rule.compare] == side].assign(**{rule.compare: ""}) for side in (rule.more, rule.less))
-        pairs = pd.merge(*sides, on=same, suffixes=("", "_less"), validate="one_to_one")
-    confirmed = int((pairs["low"] > pairs["high_less"]).sum())
-    against = int((pairs["high"] < pairs["low_less"]).sum())
-    return Verdict(entry, confirmed, against, len(pairs) - confirmed - against)
+    found = tuple(compared(rule, rows))
+    if not found and rule.compare:
+        asked = [side for each in (rule.more, rule.less) for side in ([each] if isinstance(each, str) else each)]
+        there = [*rows[rule.compare].unique()]
+        absent = [name for name in asked if name not in there]
+        why = _none(rule.compare, absent, there) if absent else f"no two rows differ in {rule.compare} alone"
+        return Verdict(entry, missing=why)
+    return Verdict(entry, found, _over(rows), "" if found else "fewer rows than the rule needs")
 
 
 def measured(artefact: str, folder: Path) -> pd.DataFrame:
@@ -125,3 +162,20 @@ def measured(artefact: str, folder: Path) -> pd.DataFrame:
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns={"ours": "value"})
     numbers = rows.reindex(columns=["value", "low", "high"]).apply(pd.to_numeric)
     return rows.assign(**numbers)[numbers.notna().any(axis=1)]
+
+
+def _none(dimension: str, asked: list[str], there: list[str]) -> str:
+    """What a rule asks for and the rows lack, and what they have."""
+    return f"no row has {dimension} = {' or '.join(asked)}; there is {', '.join(there) or 'none'}"
+
+
+def _over(rows: pd.DataFrame) -> str:
+    """What the intervals are over, by the number of seeds that the rows' captions state."""
+    if (rows["low"] == rows["high"]).all():
+        return EXACT
+    seeds = sorted({*pd.to_numeric(rows["seeds"], errors="coerce").dropna().astype(int)}) if "seeds" in rows else []
+    if not seeds:
+        return "over test images"
+    if seeds[-1] == 1:
+        return "over test images, one seed a network"
+    return f"over {' or '.join(map(str, seeds))} seeds a network"

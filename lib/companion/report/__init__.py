@@ -4,18 +4,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from companion.report.captions import conditions
+    from companion.report.comparisons import compared, steps
     from companion.report.figures import curves, figure, plain, style
-    from companion.report.sources import source
+    from companion.report.sources import line, source
     from companion.report.tables import label, published, table
 
-__all__ = ["curves", "figure", "label", "plain", "published", "source", "style", "table"]
+__all__ = [
+    "compared",
+    "conditions",
+    "curves",
+    "figure",
+    "label",
+    "line",
+    "plain",
+    "published",
+    "source",
+    "steps",
+    "style",
+    "table",
+]
 _HOMES = {
+    "compared": "comparisons",
+    "conditions": "captions",
     "curves": "figures",
     "figure": "figures",
     "label": "tables",
+    "line": "sources",
     "plain": "figures",
     "published": "tables",
     "source": "sources",
+    "steps": "comparisons",
     "style": "figures",
     "table": "tables",
 }

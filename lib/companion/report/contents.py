@@ -56,7 +56,8 @@ class Page:
 
 
 LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
-PRINTED = re.compile("-(table|figure|equation|appendix)-")  # in the id of an artefact that the paper has too
+PAPERS = YAML(typ="safe").load(Path(__file__).with_name("papers.yaml"))  # by the name that notebooks and claims use
+PRINTED = re.compile("-(table|figure|equation|appendix|algorithm)-")  # in the id of an artefact that the paper has too
 ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
 
 
@@ -118,12 +119,12 @@ def title(cells: list[dict[str, Any]]) -> str:
 def called(artefact: str) -> str:
     """What readers call an artefact.
 
-    >>> called("kim-appendix-d"), called("xu-hsic"), called("cross-1"), called("mine")
-    ('Appendix D', 'HSIC', 'Cross 1', 'Mine')
+    >>> called("kim-appendix-d"), called("xu-hsic"), called("cross-1"), called("ilyas-figure-2a")
+    ('Appendix D', 'HSIC', 'Cross 1', 'Figure 2a')
     """
     words = artefact.split("-")
     words = words[1:] if len(words) > 1 and not words[1].isdigit() else words
-    return " ".join(word.upper() if word in ACRONYMS else word.title() for word in words)
+    return " ".join(word.upper() if word in ACRONYMS else word[:1].upper() + word[1:] for word in words)
 
 
 def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: Page | None = None, **more: Any) -> str:
@@ -138,4 +139,6 @@ def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: P
         place = around.index(page)
         more |= {"page": page, "previous": around[place - 1], "next": around[place + 1]}
     style = Markup((TEMPLATE / "style.css").read_text("utf-8"))
+    if page and page.companion:
+        more["reference"] = PAPERS.get(page.companion["paper"])
     return TEMPLATES.get_template("frame.html.j2").render(body=Markup(body), style=style, **more)

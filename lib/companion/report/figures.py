@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from companion.paths import page_folder
-from companion.report.shown import Shown, write
+from companion.report.shown import Conditions, Shown, write
+from companion.report.tables import faults
 
 INK = "#1f2328"  # what is drawn in this colour takes the reader's text colour in the SVG
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
@@ -38,10 +39,18 @@ def style(*, plots: bool = True) -> None:
         plt.rcParams.update(look)
 
 
-def figure(fig: Figure, *, alt: str, artefact: str | None = None, data: DataFrame | None = None) -> Shown:
+def figure(
+    fig: Figure,
+    *,
+    alt: str,
+    artefact: str | None = None,
+    data: DataFrame | None = None,
+    conditions: Conditions | None = None,
+) -> Shown:
     """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
 
-    `alt` says in words what the figure shows. Without artefact it is only shown."""
+    `alt` says in words what the figure shows, and is its caption, followed by the `conditions` under which `data` were
+    measured, n, and what their intervals are over. Without artefact it is only shown."""
     with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
         svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
     svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
@@ -53,12 +62,27 @@ def figure(fig: Figure, *, alt: str, artefact: str | None = None, data: DataFram
     image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" style="max-width: 100%">'
     if artefact is None:
         return Shown(f"<figure>\n{image}\n</figure>", data)
+    if data is not None and conditions:
+        data = data.assign(seeds=conditions.seeds_of(data["n"]) if "n" in data else max(conditions.seeds))
     files = {"svg": svg, "png": png} | ({} if data is None else {"csv": data})
     for end, content in files.items():
         write(page_folder() / "figures" / f"{artefact}.{end}", content)
     links = " · ".join(f'<a href="figures/{artefact}.{end}">{end.upper()}</a>' for end in files)
-    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {links}</figcaption>'
+    under = f" <small>{escape(_under(data, conditions))}</small>" if data is not None or conditions else ""
+    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {escape(alt.rstrip("."))}.{under}</figcaption>'
+    title += f"{faults(artefact)}\n<p>{links}</p>"
     return Shown(f'<figure id="{artefact}">\n{image}\n{title}\n</figure>', data)
+
+
+def _under(data: DataFrame | None, conditions: Conditions | None) -> str:
+    """What the plotted rows were measured with, how many images or seeds each is of, and what the intervals are over."""
+    said = [conditions.text] if conditions else []
+    if data is not None and "n" in data and data["n"].notna().any():
+        few, many = int(data["n"].min()), int(data["n"].max())
+        said.append(f"n = {few}." if few == many else f"n = {few} to {many}.")
+        if conditions and {"low", "high"} <= {*data} and data["low"].notna().any():
+            said.append(f"95 % intervals {conditions.over}.")
+    return " ".join(said)
 
 
 def plain(text: object) -> str:

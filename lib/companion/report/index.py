@@ -9,6 +9,7 @@ from companion.report import library, search
 from companion.report.contents import (
     GROUNDWORK,
     LIBRARY,
+    PAPERS,
     TEMPLATES,
     called,
     frame,
@@ -35,11 +36,22 @@ def scale_index(run: dict[str, Any]) -> Path:
     target = paths.REPORTS / run["scale"] / "index.html"
     papers = groupby(pages := sections(), key=lambda page: page.companion["paper"])
     stages = groupby(groundwork(run), key=lambda page: page.stage)
+    from companion.report.gaps import known_faults, not_run  # imports pandas, which running a notebook does without
+
+    judged = ledger(run)
+    verdicts = [each for found in judged.values() for each in found]
+    home = {artefact: page for page in pages for artefact in page.companion["artefacts"]}
     body = TEMPLATES.get_template("contents.html.j2").render(
         name=NAME,
         run=run,
-        ledger=ledger(run),
-        home={artefact: page for page in pages for artefact in page.companion["artefacts"]},
+        ledger=judged,
+        looks=sum(found.looks for each in verdicts for found in each.comparisons),
+        chance=sum(each.by_chance for each in verdicts),
+        seeds=seeds(run),
+        absent=[each for each in not_run(run) if each["artefact"] in home],
+        faults=[each for each in known_faults() if each["artefact"] in home],
+        references=PAPERS,
+        home=home,
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
         made=lambda file: (target.parent / file).exists(),
@@ -53,12 +65,22 @@ def scale_index(run: dict[str, Any]) -> Path:
 
 def ledger(run: dict[str, Any]) -> dict[str, list["Verdict"]]:
     """The verdict on every claim, by paper; a control of ours stands with the paper that it controls."""
-    from companion.claims import entries, judge  # imports pandas, a second that running a notebook does without
+    from companion.claims import entries, judge, own_datasets  # imports pandas, which running a notebook does without
 
     papers: dict[str, list[Verdict]] = {}
+    own = own_datasets()
     for entry in entries().values():
-        papers.setdefault(entry.about, []).append(judge(entry, paths.REPORTS / run["scale"]))
+        papers.setdefault(entry.about, []).append(judge(entry, paths.REPORTS / run["scale"], own=own))
     return papers
+
+
+def seeds(run: dict[str, Any]) -> str:
+    """How many networks stand behind each row: a sentence."""
+    counts = [len(group.get("seeds", [0])) for group in run["networks"].values()]
+    several = sum(count > 1 for count in counts)
+    if not several:
+        return "Every network was trained with one seed: intervals are over test images, and another seed may move a value by more."
+    return f"{several} of {len(counts)} groups of networks were trained with several seeds, and their intervals are over these."
 
 
 def all_scales() -> Path:

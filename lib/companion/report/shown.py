@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from robust_features.files import atomic
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,31 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return self.html
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What results were measured with, in sentences, and the numbers of seeds that networks were trained with; see `conditions`."""
+
+    text: str
+    seeds: tuple[int, ...]
+
+    @property
+    def over(self) -> str:
+        """What a 95 % interval is of."""
+        several = [count for count in self.seeds if count > 1]
+        if not several:
+            return "over test images of one training: another seed may move a value by more"
+        said = f"over {' or '.join(map(str, several))} seeds"
+        return (
+            said
+            if len(several) == len(self.seeds)
+            else f"{said} where n says so, else over test images of one training"
+        )
+
+    def seeds_of(self, n: "Series") -> "Series":
+        """The seeds behind each row, by its n, which is their number where an interval is over seeds."""
+        return n.where(n.isin([count for count in self.seeds if count > 1]), 1).astype("Int64")
 
 
 def write(path: Path, content: "str | bytes | DataFrame") -> None:

@@ -13,10 +13,20 @@ from ruamel.yaml import YAML
 
 from companion import paths
 from companion.paths import page_folder
-from companion.report.shown import Shown, write
+from companion.report.shown import Conditions, Shown, write
+from robust_features.settings import UserError
 
 LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
+EVIDENCE = {  # of what stands in published.yaml
+    "P": "printed in the paper",
+    "C": "from the authors' public code or data",
+    "C2": "from others' public code",
+    "I": "from a public discussion",
+    "M": "our arithmetic on what is printed",
+    "mem": "from memory of the paper, unverified",
+    "?": "not in our text of the paper",
+}
 MATH = {"±": "pm", "†": "dagger", "↑": "uparrow", "↓": "downarrow", "‖": "Vert", "·": "cdot", "×": "times"}
 MATH |= {"∞": "infty", "≤": "le", "≥": "ge", "→": "to", "~": "sim", "\\": "backslash"}
 GREEK = dict(
@@ -42,8 +52,8 @@ def published(artefact: str) -> DataFrame:
     """The paper's values: dimensions, `value`, `approximate` (read off a plot). Empty if the artefact is unknown.
 
     `.attrs` says `where` they stand, their `unit` and `evidence`."""
-    entry = YAML(typ="safe").load(paths.PUBLISHED).get(artefact)
-    if entry is None:
+    entry = _entry(artefact)
+    if "values" not in entry:
         return DataFrame({"value": Series(dtype=float), "approximate": Series(dtype=bool)})
     ((dimension, names),) = entry["values"].items()
     wide = DataFrame(entry["rows"], columns=[*entry["index"], *names]).set_index(entry["index"])
@@ -54,6 +64,39 @@ def published(artefact: str) -> DataFrame:
     return rows
 
 
+def printed(artefact: str) -> DataFrame:
+    """What the paper prints as words, such as settings: the row's dimensions, the column's, `paper`; all text.
+
+    `.attrs` says `where` it stands. Raises UserError if published.yaml has no such artefact."""
+    entry = _entry(artefact)
+    if "values" not in entry:
+        raise UserError(f"published.yaml has no values of '{artefact}'")
+    ((dimension, names),) = entry["values"].items()
+    wide = DataFrame(entry["rows"], columns=[*entry["index"], *names], dtype=str).set_index(entry["index"])
+    rows = wide.rename_axis(columns=dimension).stack().rename("paper").reset_index()
+    rows.attrs = {"where": entry["where"], "dimension": dimension, "index": entry["index"]}
+    return rows
+
+
+def faults(artefact: str) -> str:
+    """What the paper leaves out or contradicts where it prints this artefact, as HTML, each with its evidence; often nothing."""
+    found = [
+        f"{html_text(each['said'])} <i>({evidence(each['evidence'])})</i>"
+        for each in _entry(artefact).get("faults", [])
+    ]
+    items = "".join(f"\n<li>{each}</li>" for each in found)
+    return f'\n<div class="faults"><b>About the paper itself</b><ul>{items}\n</ul></div>' if found else ""
+
+
+def _entry(artefact: str) -> dict:
+    return YAML(typ="safe").load(paths.PUBLISHED).get(artefact, {})
+
+
+def evidence(tags: str) -> str:
+    """What tags of published.yaml mean: P, M → printed in the paper; our arithmetic on what is printed."""
+    return "; ".join(EVIDENCE[tag] for tag in tags.split(", "))
+
+
 def table(
     rows: DataFrame,
     *,
@@ -61,14 +104,16 @@ def table(
     index: list[str],
     columns: list[str],
     caption: str,
+    conditions: Conditions | None = None,
     reference: dict[str, str] | None = None,
     stands_for: dict[str, dict[str, str]] | None = None,
     decimals: int = 1,
 ) -> Shown:
-    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's.
+    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's, in its order.
 
     Where the paper has no value, `reference` names another dataset of the paper to show: {"dataset": "cifar10"}. `stands_for`
     tells for a dimension what the paper calls a value of ours: {"network": {"WRN-10-1": "wrn28-10"}}.
+    `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
     Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
     paper = published(artefact)
     tidy, not_run = _compare(rows, paper, reference or {}, stands_for or {})
@@ -76,6 +121,8 @@ def table(
         if dimension in rows and not paper.empty:
             shown = {ours: _shown(ours, label(theirs)) for ours, theirs in names.items()}
             tidy[dimension] = tidy[dimension].replace(shown)
+    if conditions:
+        tidy["seeds"] = conditions.seeds_of(tidy["n"][: len(rows)])
     ours = tidy[: len(rows)]
     digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
     about = "~" if paper["approximate"].any() else ""
@@ -95,8 +142,9 @@ def table(
 
     def grid(measured: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
-        known = [*LABELS.values()]
-        rank = {name: (known.index(name) if name in known else -1, _number(name)) for name in labelled.stack()}
+        known, theirs = [*LABELS.values()], [label(name) for each in labelled for name in _printed(paper, each)]
+        place = {name: (theirs.index(name) if name in theirs else len(theirs)) for name in labelled.stack()}
+        rank = {name: (at, known.index(name) if name in known else -1, _number(name)) for name, at in place.items()}
         ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
         ordered["cell"] = [cell(row, measured, printed, plain) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
@@ -111,18 +159,36 @@ def table(
         wide = wide.rename_axis(index=lambda name: plain(name.capitalize()), columns=lambda name: None)
         return wide.rename(index=plain, columns=plain)
 
-    notes = _notes(ours, paper, not_run, units, reference or {})
+    notes = _notes(ours, paper, not_run, units, reference or {}, conditions)
+    write(
+        page_folder() / "tables" / f"{artefact}.tex",
+        _latex(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
+    )
+    html = grid("<b>{}</b>", "<small>{}</small>", html_text)
+    return lay_out(html, tidy, artefact=artefact, caption=caption, conditions=conditions, notes=notes)
+
+
+def lay_out(
+    cells: DataFrame, rows: DataFrame, *, artefact: str, caption: str, conditions: Conditions | None, notes: str
+) -> Shown:
+    """Write `rows` as tables/<artefact>.csv and a grid of HTML `cells` as .html, and show the grid; the .tex is the caller's."""
     folder = page_folder() / "tables"
-    write(folder / f"{artefact}.csv", tidy)
-    write(folder / f"{artefact}.tex", _latex(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption))
-    body = grid("<b>{}</b>", "<small>{}</small>", html_text).to_html(escape=False, border=0)
-    body = body.replace("<th></th>", "<td></td>").replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
-    title = f'<figcaption id="{artefact}-caption"><a href="#{artefact}">{artefact}</a> {escape(caption)}</figcaption>'
-    html = f"{title}\n{SCROLL}{body}</div>\n{notes}"
+    write(folder / f"{artefact}.csv", rows)
+    body = cells.to_html(escape=False, border=0).replace("<th></th>", "<td></td>")
+    body = body.replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
+    under = f". <small>{html_text(conditions.text)}</small>" if conditions else ""
+    said = f'<a href="#{artefact}">{artefact}</a> {escape(caption)}{under}'
+    title = f'<figcaption id="{artefact}-caption">{said}</figcaption>'
+    html = f"{title}\n{SCROLL}{body}</div>\n{notes}{faults(artefact)}"
     head = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{artefact}</title>\n'
     write(folder / f"{artefact}.html", f'{head}<figure id="{artefact}">\n{html}\n</figure>\n')
     files = " · ".join(f'<a href="tables/{artefact}.{end}">{end.upper()}</a>' for end in ("csv", "tex"))
-    return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', tidy)
+    return Shown(f'<figure class="table" id="{artefact}">\n{html}\n<p>{files}</p>\n</figure>', rows)
+
+
+def _printed(paper: DataFrame, dimension: str) -> list[str]:
+    """The values of a dimension in the order in which the paper's table has them."""
+    return [*paper[dimension].unique()] if dimension in paper else []
 
 
 def _number(name: object) -> float:
@@ -164,16 +230,26 @@ def _compare(
     return tidy[[*dimensions, *measured]], not_run
 
 
-def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str], reference: dict[str, str]) -> str:
+def _notes(
+    ours: DataFrame,
+    paper: DataFrame,
+    not_run: Series,
+    units: list[str],
+    reference: dict[str, str],
+    conditions: Conditions | None,
+) -> str:
     """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
     few, many = ours["n"].min(), ours["n"].max()
-    half = " ±half of the 95 % interval" if ours["high"].notna().any() else ""
+    over = f" {conditions.over}" if conditions else ""
+    half = f" ±half of the 95 % interval{over}" if ours["high"].notna().any() else ""
     unit = f", in {html_text(units[0])}" if len(units) == 1 and units[0] else ""
-    notes = f"<b>Ours</b>{half}{unit}; n = {few}" + (f" to {many}." if few < many else ".")
+    count = "" if pd.isna(few) else f"; n = {few}" + (f" to {many}" if few < many else "")
+    notes = f"<b>Ours</b>{half}{unit}{count}."
     if paper.empty:
         return f"<p>{notes}</p>"
     difference = " (difference)" if ours["difference"].notna().any() else ""
-    notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}.</small>"
+    notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}, "
+    notes += f"{evidence(paper.attrs['evidence'])}.</small>"
     if ours["reference"].notna().any():
         other = ", ".join(html_text(label(name)) for name in reference.values())
         notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
@@ -182,6 +258,9 @@ def _notes(ours: DataFrame, paper: DataFrame, not_run: Series, units: list[str],
     flat = not_run.rename(index=label).rename("paper").rename_axis(index=str.capitalize)
     listing = flat.unstack().rename_axis(columns=lambda name: None) if flat.index.nlevels > 1 else flat.to_frame()
     summary = f"{len(not_run)} of the paper's {len(paper)} values were not run at this scale"
+    if "dataset" in not_run.index.names and "dataset" in ours:
+        asked = [label(name) for name in not_run.index.unique("dataset") if name not in {*ours["dataset"]}]
+        summary += f": it has no networks on {', '.join(asked)}" if asked else ": it has no such networks or attacks"
     body = listing.to_html(border=0, na_rep="")
     return f"<p>{notes}</p>\n<details><summary>{summary}</summary>\n{SCROLL}{body}</div>\n</details>"
 
@@ -208,5 +287,6 @@ def _typeset(letter: str) -> bool:
     return letter in "ßæœøÆŒØ" or letter <= "ſ" and unicodedata.normalize("NFD", letter)[0].isascii()
 
 
-def _latex(grid: DataFrame, artefact: str, caption: str) -> str:
-    return grid.style.to_latex(hrules=True, multicol_align="c", caption=latex(caption), label=artefact)
+def _latex(grid: DataFrame, artefact: str, caption: str, conditions: Conditions | None = None) -> str:
+    whole = f"{caption}. {conditions.text}" if conditions else caption
+    return grid.style.to_latex(hrules=True, multicol_align="c", caption=latex(whole), label=artefact)

@@ -1,0 +1,58 @@
+"""What the contents list beside the claims: printed numbers without a partner of ours, and what the papers contradict."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from companion import paths
+from companion.report.tables import evidence, label, published
+
+
+def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The papers' numbers without a partner of ours, by artefact: how many of how many, and why, as far as the files tell."""
+    found = []
+    for artefact, entry in _printed().items():
+        if entry.get("unit") is None:
+            continue  # settings, which are all there
+        paper, path = published(artefact), _csv(run, artefact)
+        if path is None:
+            found.append(_absent(artefact, entry, len(paper), len(paper), "its page has not been made at this scale"))
+            continue
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"ours": float, "paper": float})
+        alone = rows[rows["ours"].isna() & rows["paper"].notna()]
+        if alone.empty:
+            continue
+        asked = [*alone["dataset"].unique()] if "dataset" in alone else []
+        lacking = [label(name) for name in asked if name not in run["datasets"]]
+        why = f"no {' or '.join(lacking)} at this scale" if lacking else "no such networks or attacks at this scale"
+        found.append(_absent(artefact, entry, len(alone), len(paper), why))
+    return found
+
+
+def known_faults() -> list[dict[str, str]]:
+    """What published.yaml says of each paper's gaps and contradictions: artefact, paper, said, evidence in words."""
+    return [
+        {"artefact": artefact, "paper": _paper(entry), "said": each["said"], "evidence": evidence(each["evidence"])}
+        for artefact, entry in _printed().items()
+        for each in entry.get("faults", [])
+    ]
+
+
+def _printed() -> dict[str, Any]:
+    return YAML(typ="safe").load(paths.PUBLISHED)
+
+
+def _paper(entry: dict[str, Any]) -> str:
+    """Kim et al. 2021, Table 1 → Kim et al. 2021."""
+    return entry["where"].partition(",")[0]
+
+
+def _absent(artefact: str, entry: dict[str, Any], count: int, total: int, why: str) -> dict[str, Any]:
+    return {"artefact": artefact, "paper": _paper(entry), "count": count, "total": total, "why": why}
+
+
+def _csv(run: dict[str, Any], artefact: str) -> Path | None:
+    """Where this scale keeps the rows of a table."""
+    return next((paths.REPORTS / run["scale"]).rglob(f"tables/{artefact}.csv"), None)

@@ -1,0 +1,234 @@
+"""What a claim asks of the rows of an artefact, and every comparison of 95 % intervals that answers it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+import pandas as pd
+from pandas import DataFrame, Series
+from pydantic import model_validator
+
+from robust_features.settings import Number, settings
+
+BESIDES = (
+    "value",
+    "low",
+    "high",
+    "n",
+    "unit",
+    "paper",
+    "difference",
+    "reference",
+    "seeds",
+)  # columns that are no dimensions
+FORMS = ("above", "peak", "falls", "rises", "reverses", "correlates")
+CHANCE = {"above": 0.05, "correlates": 0.05}  # how often an interval leaves out the true value
+PARTING = 0.0056  # how often two intervals of one width part where nothing differs: P(|z| > 1.96 √2)
+
+
+@settings
+class Rule:
+    """Exactly one of these, wherever rows agree on all other dimensions save those under `ignore`:
+
+    - `compare`, `more`, `less`: along a dimension, `more` exceeds `less`; where one side is a list, each of the list;
+    - `above`: every row exceeds a constant;
+    - `peak`: along an ordered dimension, some value between the ends exceeds both ends;
+    - `falls`, `rises`: along it the last value lies below (above) the first, and none goes back;
+    - `reverses` with `compare`, `more`, `less`: at its largest value `more` exceeds `less`, at some smaller one the reverse;
+    - `correlates`: the value rises with another column.
+
+    `where` and `unless` keep and leave out rows by the values of a dimension."""
+
+    compare: str = ""
+    more: str | tuple[str, ...] = ""
+    less: str | tuple[str, ...] = ""
+    above: Number | None = None
+    peak: str = ""
+    falls: str = ""
+    rises: str = ""
+    reverses: str = ""
+    correlates: str = ""
+    where: dict[str, list[str]] = field(default_factory=dict)
+    unless: dict[str, list[str]] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Rule":
+        sides = [bool(each) for each in (self.compare, self.more, self.less)]
+        if any(sides) and not all(sides):
+            raise ValueError("compare, more and less go together")
+        if len(self._chosen()) > 1 or (self.reverses and not all(sides)) or not (self._chosen() or all(sides)):
+            raise ValueError(f"a rule has compare, more and less, or one of {', '.join(FORMS)}; reverses has both")
+        if any(sides) and self._chosen() not in ([], ["reverses"]):
+            raise ValueError(f"{self._chosen()[0]} takes no compare, more or less")
+        return self
+
+    def _chosen(self) -> list[str]:
+        return [form for form in FORMS if getattr(self, form) not in ("", None)]
+
+    @property
+    def form(self) -> str:
+        """Which of the forms it has."""
+        return next(iter(self._chosen()), "compare")
+
+    @property
+    def named(self) -> set[str]:
+        """The columns that it names, which rows must have."""
+        along = {getattr(self, form) for form in FORMS if form != "above"}
+        return {self.compare, *along, *self.where, *self.unless, *self.ignore} - {""}
+
+    @property
+    def chance(self) -> float:
+        """How often one of its comparisons parts, either way, where nothing differs."""
+        return CHANCE.get(self.form, PARTING)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One answer to a claim: where, which way the intervals part, by how much, the numbers, and how many pairs were looked at."""
+
+    where: str
+    outcome: Literal["for", "against", "open"]
+    margin: float  # between the intervals, positive the claim's way; where they overlap the difference of the values
+    numbers: str
+    looks: int = 1
+
+
+def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
+    """Every comparison that `rule` asks for among measured `rows`: dimensions as text, and numbers value, low, high.
+
+    A value without interval overlaps with every other. Raises pandas' MergeError where two rows agree on everything."""
+    along = {getattr(rule, rule.form)} if rule.form not in ("compare", "above", "correlates") else set()
+    same = [name for name in rows if name not in {*BESIDES, *rule.ignore, *along, rule.compare}]
+    if rule.form == "above":
+        limit = Series({"value": rule.above, "low": rule.above, "high": rule.above})
+        yield from (
+            _pair(row, limit, _name(row, same), f"{_said(row)} against {rule.above:g}") for _, row in rows.iterrows()
+        )
+    elif rule.form == "correlates":
+        yield from _correlated(rows, rule.correlates)
+    else:
+        judge = {"compare": _sides, "peak": _peak, "falls": _trend, "rises": _trend, "reverses": _reversal}[rule.form]
+        for _, part in rows.groupby(same, sort=False, dropna=False) if same else [((), rows)]:
+            yield from judge(rule, part, _name(part.iloc[0], same))
+
+
+def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
+    """`more` against `less`; of a list, the one that speaks most against the claim decides."""
+    from companion.report.tables import label
+
+    more, less = (part[part[rule.compare].isin(_listed(side))] for side in (rule.more, rule.less))
+    _no_twins(pd.concat([more, less]), rule.compare)
+    found = [
+        _pair(a, b, where, f"{label(a[rule.compare])} {_said(a)} against {label(b[rule.compare])} {_said(b)}")
+        for _, a in more.iterrows()
+        for _, b in less.iterrows()
+    ]
+    if found:
+        worst = min(found, key=lambda each: ("against", "open", "for").index(each.outcome) * 1e6 + each.margin)
+        yield Comparison(worst.where, worst.outcome, worst.margin, worst.numbers, len(found))
+
+
+def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
+    """The best value between the ends against the higher end. Against the claim: an end exceeds all between."""
+    line = _ordered(part, rule.peak)
+    if len(line) < 3:
+        return
+    inner, ends = line.iloc[1:-1], line.iloc[[0, -1]]
+    best, end = inner.loc[inner["value"].idxmax()], ends.loc[ends["value"].idxmax()]
+    between = f"{rule.peak} = {best[rule.peak]}: {_said(best)} against the end {end[rule.peak]}: {_said(end)}"
+    yield _pair(best, end, where, between, looks=2 * len(inner))
+
+
+def _trend(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
+    """First against last; and against the claim any later value that lies on the wrong side of an earlier one."""
+    line = _ordered(part, rule.falls or rule.rises)
+    if len(line) < 2:
+        return
+    pairs = [(line.iloc[i], line.iloc[j]) for i in range(len(line)) for j in range(i + 1, len(line))]
+    found = [
+        _pair(
+            *(pair if rule.falls else pair[::-1]),
+            where,
+            f"{_said(pair[0])} at {pair[0][name]}, {_said(pair[1])} at {pair[1][name]}",
+        )
+        for name in [rule.falls or rule.rises]
+        for pair in pairs
+    ]
+    ends, back = found[len(line) - 2], min(found, key=lambda each: each.margin)
+    decides = back if back.outcome == "against" else ends
+    yield Comparison(where, decides.outcome, decides.margin, decides.numbers, len(pairs))
+
+
+def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
+    """At the largest value `more` exceeds `less`, having been exceeded at some smaller one."""
+    found = []
+    for place, rows in _ordered(part, rule.reverses).groupby(rule.reverses, sort=False):
+        found += _sides(rule, rows, f"{where}, {rule.reverses} = {place}".removeprefix(", "))
+    if len(found) < 2:
+        return
+    last, before = found[-1], min(found[:-1], key=lambda each: each.margin)
+    outcome = "open" if last.outcome == "for" and before.outcome != "against" else last.outcome
+    yield Comparison(last.where, outcome, last.margin, last.numbers, len(found))
+
+
+def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
+    """Pearson's correlation with its 95 % interval by Fisher's transformation; fewer than four points decide nothing."""
+    from scipy.stats import pearsonr  # a second to import
+
+    points = rows.assign(other=pd.to_numeric(rows[column])).dropna(subset=["other", "value"])
+    if len(points) > 3:
+        found = pearsonr(points["other"], points["value"])
+        low, high = found.confidence_interval()
+        row = Series({"value": found.statistic, "low": low, "high": high})
+        zero = Series({"value": 0.0, "low": 0.0, "high": 0.0})
+        numbers = f"correlation {found.statistic:.2f} [{low:.2f}, {high:.2f}] over {len(points)} points"
+        yield _pair(row, zero, "", numbers)
+
+
+def _pair(more: Series, less: Series, where: str, numbers: str, looks: int = 1) -> Comparison:
+    """Which way two intervals part."""
+    if more["low"] > less["high"]:
+        return Comparison(where, "for", more["low"] - less["high"], numbers, looks)
+    if more["high"] < less["low"]:
+        return Comparison(where, "against", more["high"] - less["low"], numbers, looks)
+    return Comparison(where, "open", more["value"] - less["value"], numbers, looks)
+
+
+def _said(row: Series) -> str:
+    """A value with its interval, as the claims' table shows it: 49.5 [42.6, 56.4]."""
+    whole = f"{row['value']:.1f}"
+    return (
+        whole if pd.isna(row["low"]) or row["low"] == row["high"] else f"{whole} [{row['low']:.1f}, {row['high']:.1f}]"
+    )
+
+
+def _name(row: Series, dimensions: list[str]) -> str:
+    """Where a comparison is, in the words of tables."""
+    from companion.report.tables import label
+
+    return ", ".join(label(row[name]) for name in dimensions)
+
+
+def _listed(side: str | tuple[str, ...]) -> list[str]:
+    return [side] if isinstance(side, str) else [*side]
+
+
+def _no_twins(rows: DataFrame, dimension: str) -> None:
+    """Raise MergeError if two rows of one side agree on everything: the rule ignores what tells them apart."""
+    if rows.duplicated([dimension]).any():
+        raise pd.errors.MergeError(f"two rows have {dimension} {rows[dimension][rows.duplicated([dimension])].iloc[0]}")
+
+
+def _ordered(rows: DataFrame, dimension: str) -> DataFrame:
+    """Rows in the order of the number that a dimension's text ends with: R 0, R 1/4, R 1."""
+    return rows.sort_values(dimension, key=lambda column: column.map(_number), kind="stable")
+
+
+def _number(text: str) -> float:
+    found = re.search(r"-?[\d.]+(/\d+)?(e-?\d+)?$", str(text))
+    if not found:
+        raise ValueError(f"{text!r} ends with no number, along which a curve could be followed")
+    return float(Fraction(found[0]))
