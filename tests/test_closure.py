@@ -42,3 +42,14 @@ def test_a_quantile_makes_every_table_stale_and_a_plot_no_training(tmp_path):
 def test_checksums_are_of_every_module_found():
     source = "import robust_features.noise"
     assert list(checksums(source)) == sorted(closure(source)) == ["robust_features.noise"]
+
+
+def test_what_only_the_left_out_package_imports_does_not_count():
+    source = "import companion.report.captions\nimport companion.records"
+    assert {"companion.report.captions", "companion.params"} <= closure(source).keys()
+    found = closure(source, without="companion.report").keys()
+    assert "companion.records" in found and not found & {
+        "companion.report",
+        "companion.report.captions",
+        "companion.params",
+    }

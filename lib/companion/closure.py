@@ -31,25 +31,25 @@ def write(folder: Path) -> Path:
         partial.mkdir()
         for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
             code = notebook_code(path)
-            drawing = "companion.report" if path.stem.startswith("0") else "none"
-            modules = {name: found for name, found in checksums(code).items() if not name.startswith(drawing)}
+            modules = checksums(code, without="companion.report" if path.stem.startswith("0") else "")
             _dump(partial / f"{path.stem}.json", {path.name: _checksum(code)} | modules)
         _dump(partial / "report.json", shown | checksums("\n".join(f"import {name}" for name in REPORT)))
     return folder
 
 
-def checksums(source: str) -> dict[str, str]:
-    """Of every module of ours that `source` imports, directly or not."""
-    return {name: _checksum(bare(path.read_text("utf-8"))) for name, path in sorted(closure(source).items())}
+def checksums(source: str, *, without: str = "") -> dict[str, str]:
+    """Of every module of ours that `source` imports, directly or not, but through the package `without`."""
+    modules = closure(source, without=without)
+    return {name: _checksum(bare(path.read_text("utf-8"))) for name, path in sorted(modules.items())}
 
 
-def closure(source: str) -> dict[str, Path]:
-    """Modules of ours that `source` imports, directly or not, by name."""
+def closure(source: str, *, without: str = "") -> dict[str, Path]:
+    """Modules of ours that `source` imports, directly or not, by name; not the package `without`, nor what it alone imports."""
     found: dict[str, Path] = {}
     waiting = [*imported(source)]
     while waiting:
         name, path = waiting.pop()
-        if name not in found:
+        if name not in found and not (without and f"{name}.".startswith(f"{without}.")):
             found[name] = path
             waiting += imported(path.read_text("utf-8"))
     return found
