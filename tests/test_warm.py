@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import KernelProvisionerFactory
 from sample_report import make_project, write_notebook
 
 from companion import pipeline, warm, worker
@@ -87,7 +88,8 @@ def test_a_notebook_in_a_warm_kernel_is_the_same_as_in_a_cold_one(address, tmp_p
     )
     project, saved = make_project(tmp_path, monkeypatch), []
     path = write_notebook(project, "02-networks", ["# Title", 'key = "none"', cell, "import os; print(os.getppid())"])
-    for place in (address, ""):  # Jupyter chooses once who starts kernels
+    for place in (address, ""):
+        KernelProvisionerFactory.clear_instance()  # it chooses once a process who starts kernels
         monkeypatch.setenv(warm.ADDRESS, place)
         pipeline.main(["run", str(path), "--key", "kim/vgg16"])
         saved.append(nbformat.read(project / "data/runs/networks/kim/vgg16.ipynb", as_version=4))

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,14 +29,13 @@ def execute(name: str, commands: Sequence[str], folder: Path, env: Mapping[str, 
 
 def stop() -> None:
     """End what this worker runs: asked first, so that kernels close."""
-    processes = [*RUNNING.values()]
-    for process in processes:
-        _end(process, signal.SIGTERM)
-    for process in processes:
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            _end(process, signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in [*RUNNING.values()]:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        end = time.monotonic() + PATIENCE
+        while RUNNING and time.monotonic() < end:  # `execute` notices, in another thread
+            time.sleep(0.05)
 
 
 def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> subprocess.Popen | Process:
@@ -48,8 +48,3 @@ def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> s
     return subprocess.Popen(
         words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
     )
-
-
-def _end(process: subprocess.Popen | Process, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
