@@ -2,6 +2,7 @@
 #                  SCALE=photographs (or quick, gpu, paper) chooses that scale first, in params.yaml
 #                  PAPER=kim: its sections, with all they need; ONLY=11-kim-3.1: one section, or stage
 #                  SLOTS=4: stages at once, on this machine or on each of its GPUs; SCHEDULER=tcp://…: on the workers of a Dask scheduler
+# make plan        what a scale would cost on this machine: passes through networks, and hours; SCALE=photographs for another
 # make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)
@@ -17,7 +18,7 @@ ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
 export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
-.PHONY: reproduce settings status test bench campaign lab publish lock lint pages clean
+.PHONY: reproduce settings plan status test bench campaign lab publish lock lint pages clean
 
 reproduce: settings
 	@python -m companion.engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
@@ -27,6 +28,9 @@ reproduce: settings
 settings: .venv/installed
 	@[ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
 	&& ! grep -qs files data/params/outside/*.json || python -m companion.params $(SCALE)
+
+plan: .venv/installed
+	@python -m companion.plan $(SCALE)
 
 status: settings
 	@dvc status

@@ -40,6 +40,7 @@ ALL = frozenset({"cpu", "gpu"})  # the classes of slots
 EVERY = 20  # seconds between two writings of dvc.lock
 ATTEMPTS = 2  # at a stage whose worker dies
 LOGS = "logs"
+RECORDED = "benchmarks/results/stages/*.json"  # runs of whole scales, by machine
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Engine:
 
     def _urgency(self) -> dict[PipelineStage, float]:
         """Seconds from a stage's start to the end of the longest chain of stages that need it, as far as is known."""
-        usual = {name: entry["seconds"] for name, entry in self.durations.items()}
+        usual = _usual(self.durations)
         average = sum(usual.values()) / len(usual) if usual else 1.0
         urgency: dict[PipelineStage, float] = {}
         for stage in nx.topological_sort(self.graph):
@@ -258,7 +259,7 @@ def reproduce(
         except LockError:
             raise UserError(f"another run works on this project{_holder(repo)}: wait for it, or stop it") from None
         stack.enter_context(repo.scm_context(quiet=True))
-        report = stack.enter_context(Progress(_durations()))
+        report = stack.enter_context(Progress(_usual(_durations())))
         engine = Engine(repo, targets, report, force=bool(force))
         report.planned(len(engine.needs))
         try:
@@ -341,11 +342,17 @@ def _gpus() -> list[str]:
 
 
 def _durations() -> dict[str, dict[str, Any]]:
-    """How long each stage took when it last ran, where and since when."""
+    """How long each stage took when it last ran, where and since when; none, before the first run."""
     try:
         return json.loads((paths.ROOT / LOGS / "durations.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _usual(own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds that stages take: as they took here, else in a run that came with the project."""
+    recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(RECORDED))]
+    return {name: entry["seconds"] for run in [*recorded, own] for name, entry in run.items()}
 
 
 def _keep(durations: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -16,7 +15,7 @@ TAIL = 4096  # bytes of a log in which its last line is sought
 class Progress:
     """What runs, with the last line of each; how many stages are done; how long the rest took when it last ran."""
 
-    def __init__(self, usual: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, usual: Mapping[str, float]):
         self.usual, self.running = usual, {}
         self.done, self.all, self.begun = 0, 0, time.time()
         self.console = Console(highlight=False)
@@ -83,7 +82,7 @@ class Progress:
         return table
 
     def _of(self, name: str) -> str:
-        return f" of {self.usual[name]['seconds']:.0f}" if name in self.usual else ""
+        return f" of {self.usual[name]:.0f}" if name in self.usual else ""
 
 
 def _last_line(log: Path) -> str:

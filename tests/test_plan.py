@@ -1,0 +1,47 @@
+import pytest
+from sample_networks import quick
+
+from companion import plan
+from robust_features.attacks import APGD, FAB, PGD, AutoAttack, CarliniWagner, Square
+from robust_features.bottleneck import Bottleneck
+from robust_features.networks import VGG16
+from robust_features.training import Training
+from robust_features.training.loop import SGD
+from robust_features.training.objectives import Adversarial, Standard, TradesKim
+
+PGD_3 = PGD(epsilon=0.1, step_size=0.05, steps=3)
+
+
+@pytest.mark.parametrize(
+    "attack, expected",
+    [
+        (PGD_3, 3),
+        (PGD(epsilon=0.1, step_size=0.05, steps=20, restarts=5, until="fooled"), 20 * 0.5 + 4 * 20 * 0.5),
+        (APGD(epsilon=0.1, steps=100), 50),
+        (FAB(epsilon=0.1, steps=10), 10 * 9 * 0.5),
+        (Square(epsilon=0.1, queries=300), 300 / 3 * 0.5),
+        (CarliniWagner(steps=200), 200),
+        (AutoAttack(epsilon=0.1, steps=10, targets=2, queries=30), 0.5 * (10 + 20 + 20 + 10)),
+    ],
+)
+def test_an_attack_that_leaves_fooled_images_costs_less_and_a_search_does_not(attack, expected):
+    assert plan.passes(attack, surviving=0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "objective, each", [(Standard(), 1), (Adversarial(attack=PGD_3), 4), (TradesKim(attack=PGD_3), 5)]
+)
+def test_a_training_counts_what_its_objective_does_with_an_image(objective, each):
+    model = Training(dataset="digits", network=VGG16(), objective=objective, optimiser=SGD(learning_rate=0.1), epochs=2)
+    assert plan.epochs(model, images=100, validation=30) == pytest.approx(2 * (100 * each + 30 / 3))
+
+
+def test_clean_images_are_distilled_with_three_labels_and_attacked_ones_with_two():
+    assert plan.distilled(Bottleneck(steps=10), sets=2, images=100) == 10 * 100 * 7
+
+
+def test_every_heavy_stage_of_a_scale_is_in_its_plan():
+    run = quick()
+    kinds = {"networks": run.networks, "construct": run.constructed, "transfer": run.transfers}
+    assert {work.stage for work in plan.works(run)} == {f"{kind}@{key}" for kind, keys in kinds.items() for key in keys}
+    assert all(work.whole > 0 for work in plan.works(run))
