@@ -6,6 +6,7 @@ import io
 import json
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from companion import paths
@@ -55,8 +56,13 @@ def closure(source: str, *, without: str = "") -> dict[str, Path]:
     return found
 
 
-def imported(source: str) -> Iterator[tuple[str, Path]]:
+@cache  # a module is read for every notebook
+def imported(source: str) -> tuple[tuple[str, Path], ...]:
     """Modules of ours that `source` names in its import statements, wherever these stand."""
+    return tuple(_imported(source))
+
+
+def _imported(source: str) -> Iterator[tuple[str, Path]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -80,6 +86,7 @@ def notebook_code(path: Path) -> str:
     return "\n".join(parts)
 
 
+@cache
 def bare(source: str) -> str:
     """`source` without docstrings, comments and empty lines.
 
