@@ -175,7 +175,7 @@ def _over(rows: pd.DataFrame) -> str:
         return EXACT
     seeds = sorted({*pd.to_numeric(rows["seeds"], errors="coerce").dropna().astype(int)}) if "seeds" in rows else []
     if not seeds:
-        return "over test images"
+        return "over what its table says"
     if seeds[-1] == 1:
         return "over test images, one seed a network"
     return f"over {' or '.join(map(str, seeds))} seeds a network"

@@ -129,6 +129,8 @@ class Engine:
         """Wait for the next stage that ends, and record it."""
         from distributed import wait
 
+        if not self.running:
+            time.sleep(seconds)  # for a worker to come
         try:
             done = wait([*self.running], timeout=seconds, return_when="FIRST_COMPLETED").done
         except TimeoutError:
@@ -144,15 +146,15 @@ class Engine:
                 continue
             del self.running[future]
             future.cancel()
-            if self.attempts[ran.stage] < ATTEMPTS:
-                self.report.said(f"{ran.stage.addressing}: its worker died; it begins anew")
-                self.due.insert(0, ran.stage)
-            else:
-                self._fail(ran.stage, f"{ATTEMPTS} workers died of it")
+            self._lost(ran.stage)
 
     def _ended(self, ran: Running, future: "Future") -> None:
+        from distributed import KilledWorker
+
         stage, error = ran.stage, future.exception()
-        if error is not None:
+        if isinstance(error, KilledWorker):
+            self._lost(stage)
+        elif error is not None:
             self._fail(stage, f"its worker failed: {error}")
         elif future.result():
             self._fail(stage, f"exit status {future.result()}")
@@ -168,6 +170,13 @@ class Engine:
                 }
                 self._finish(stage, f"{seconds:.1f} s")
 
+    def _lost(self, stage: PipelineStage) -> None:
+        if self.attempts[stage] < ATTEMPTS:
+            self.report.said(f"{stage.addressing}: its worker died; it begins anew")
+            self.due.insert(0, stage)
+        else:
+            self._fail(stage, f"{ATTEMPTS} workers died of it")
+
     def _finish(self, stage: PipelineStage, how: str) -> None:
         """Record what a stage made, as DVC's Stage.run does after its command."""
         stage.save(run_cache=all(out.use_cache or out.is_metric or out.is_plot for out in stage.outs))
@@ -180,6 +189,7 @@ class Engine:
         del self.needs[stage]
         for needs in self.needs.values():
             needs.discard(stage)
+        self.report.dropped(stage.addressing)
 
     def _restored(self, stage: PipelineStage) -> bool:
         """Whether the run cache had what a stage makes. Not after an attempt: new dependencies would meet old outputs."""
@@ -200,6 +210,7 @@ class Engine:
         self.skipped += sorted(each.addressing for each in lost)
         for each in {stage} | lost:
             del self.needs[each]
+            self.report.dropped(each.addressing)
         self.report.failed(stage.addressing, why, _log(stage))
 
     @contextmanager
@@ -261,9 +272,9 @@ def reproduce(
         stack.enter_context(repo.scm_context(quiet=True))
         report = stack.enter_context(Progress(_usual(_durations())))
         engine = Engine(repo, targets, report, force=bool(force))
-        report.planned(len(engine.needs))
         try:
             engine.settle()
+            report.planned([stage.addressing for stage in engine.needs])
             if engine.due:
                 client, places = stack.enter_context(_workers(scheduler, slots))
                 stack.callback(_stop, client)
@@ -297,7 +308,8 @@ def _workers(scheduler: str, slots: int) -> Iterator[tuple["Client", Any]]:
     with apart(paths.DATA / "matplotlib"):
         imported_with = {**os.environ, **share}
     threads = {"n_workers": len(envs), "threads_per_worker": 1, "processes": False, "memory_limit": 0}
-    cluster = LocalCluster(**threads, dashboard_address=None, silence_logs="error")
+    here = "127.0.0.1:0"  # it would listen to everyone
+    cluster = LocalCluster(**threads, dashboard_address=here, worker_dashboard_address=here, silence_logs="error")
     with serving(imported_with) as warm, cluster, Client(cluster) as client:
         names = sorted(client.scheduler_info(n_workers=-1)["workers"])
         found = [Slot(name, ALL, share | warm | env) for name, env in zip(names, envs, strict=True)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -17,7 +17,8 @@ class Progress:
 
     def __init__(self, usual: Mapping[str, float]):
         self.usual, self.running = usual, {}
-        self.done, self.all, self.begun = 0, 0, time.time()
+        self.done, self.begun = 0, time.time()
+        self.left: set[str] = set()
         self.console = Console(highlight=False)
         self.live = (
             Live(console=self.console, get_renderable=self._table, refresh_per_second=1, transient=True)
@@ -34,9 +35,13 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def planned(self, stages: int) -> None:
-        """So many stages are to be looked at."""
-        self.all = stages
+    def planned(self, names: Sequence[str]) -> None:
+        """These stages are to be run, or looked at once what they need is there."""
+        self.left = {*names}
+
+    def dropped(self, name: str) -> None:
+        """A stage need not run, or cannot."""
+        self.left.discard(name)
 
     def started(self, name: str, log: Path) -> None:
         """A stage runs."""
@@ -47,6 +52,7 @@ class Progress:
     def finished(self, name: str, how: str) -> None:
         """A stage is done."""
         self.running.pop(name, None)
+        self.left.discard(name)
         self.done += 1
         self.said(f"{name}: done, {how}")
 
@@ -75,11 +81,13 @@ class Progress:
             self.said(f"skipped, because they need what failed: {', '.join(skipped)}")
         self.said("when the cause is gone, `make reproduce` goes on from here")
 
-    def _table(self) -> Table:
-        table = Table(box=None, show_header=False, title=f"{self.done} of {self.all} stages", title_justify="left")
+    def _table(self) -> Group:
+        seconds = sum(self.usual.get(name, 0.0) for name in self.left) / max(1, len(self.running))
+        title = f"{self.done} stages done, {len(self.left)} left, about {seconds / 60:.0f} minutes"
+        table = Table(box=None, show_header=False)
         for name, (since, log) in self.running.items():
             table.add_row(name, f"{time.time() - since:.0f} s{self._of(name)}", _last_line(log)[:100])
-        return table
+        return Group(title, table)
 
     def _of(self, name: str) -> str:
         return f" of {self.usual[name]:.0f}" if name in self.usual else ""
