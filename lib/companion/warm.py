@@ -142,7 +142,7 @@ def main(server: socket.socket) -> None:
         os.close(file)
     os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["env"], JPY_PARENT_PID=str(os.getppid()))  # which a kernel watches
+    os.environ.update(request["env"])
     command = request["command"]
     if command[:2] != PYTHON:
         os.execvp(command[0], command)
@@ -196,6 +196,9 @@ def _import_packages() -> None:
     if Path("/dev/nvidiactl").exists():
         return
     os.environ["MPLBACKEND"] = BACKEND
+    os.environ["JPY_PARENT_PID"] = str(
+        os.getpid()
+    )  # a kernel reads it when it is imported, and says more where there is none
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
     for name in PACKAGES:
         importlib.import_module(name)
