@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def address():
     with warm.serving(os.environ) as said:
-        yield said[warm.ADDRESS]
+        yield said[warm.WARM]
 
 
 def ask(address, folder, source):
@@ -90,7 +90,7 @@ def test_a_notebook_in_a_warm_kernel_is_the_same_as_in_a_cold_one(address, tmp_p
     path = write_notebook(project, "02-networks", ["# Title", 'key = "none"', cell, "import os; print(os.getppid())"])
     for place in (address, ""):
         KernelProvisionerFactory.clear_instance()  # it chooses once a process who starts kernels
-        monkeypatch.setenv(warm.ADDRESS, place)
+        monkeypatch.setenv(warm.WARM, place)
         pipeline.main(["run", str(path), "--key", "kim/vgg16"])
         saved.append(nbformat.read(project / "data/runs/networks/kim/vgg16.ipynb", as_version=4))
     parents = [int(notebook.cells.pop().outputs[0].text) for notebook in saved]
@@ -103,3 +103,16 @@ def test_what_is_asked_to_stop_stops(address, tmp_path):
     assert process.poll() is None
     process.terminate()
     assert process.wait(10) == -signal.SIGTERM and process.poll() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("lacking", ["another system", "a short name"])
+def test_where_there_can_be_no_warm_process_there_is_none(lacking, tmp_path, monkeypatch):
+    if lacking == "another system":
+        monkeypatch.delattr(os, "pidfd_open")
+        monkeypatch.delattr("socket.SOCK_SEQPACKET")
+    else:
+        deep = tmp_path / ("long" * 30)
+        deep.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with warm.serving(os.environ) as said:
+        assert said == {}

@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 
 from jupyter_client.provisioning import LocalProvisioner
 
-ADDRESS = "COMPANION_WARM"  # names the socket of the process that forks
+from companion.report.surroundings import WARM
+
 BACKEND = (
     "module://matplotlib_inline.backend_inline"  # as a kernel says when it starts; here matplotlib is imported before
 )
@@ -102,7 +103,7 @@ class Provisioner(LocalProvisioner):
         """Launch a kernel by its command, `python -m ipykernel_launcher …`."""
         try:
             cwd = Path(kwargs.get("cwd") or Path.cwd())
-            self.process = Process(os.environ[ADDRESS], [*PYTHON, *cmd[2:]], cwd=cwd, env=kwargs["env"])
+            self.process = Process(os.environ[WARM], [*PYTHON, *cmd[2:]], cwd=cwd, env=kwargs["env"])
         except (KeyError, OSError):
             return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
@@ -113,12 +114,15 @@ class Provisioner(LocalProvisioner):
 @contextmanager
 def serving(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """A warm process for this block; yields what the environment of its users says. Nothing, where there can be none."""
+    if not hasattr(os, "pidfd_open"):  # another system than Linux
+        yield {}
+        return
     with TemporaryDirectory(prefix="warm") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         address = f"{folder}/socket"  # in a folder that only its owner may open
         try:
             os.pidfd_open(os.getpid())
             server.bind(address)
-        except (AttributeError, OSError):  # another system than Linux; a name that is too long
+        except OSError:  # an old kernel; a name that is too long
             yield {}
             return
         server.listen()
@@ -127,7 +131,7 @@ def serving(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
         with subprocess.Popen(command, **options) as process:
             server.close()
             try:
-                yield {ADDRESS: address}
+                yield {WARM: address}
             finally:
                 process.terminate()  # of those that it forked each has a watcher of its own
 

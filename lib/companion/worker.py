@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from companion.warm import ADDRESS, PATIENCE, PYTHON, Process
+from companion.report.surroundings import WARM
+from companion.warm import PATIENCE, PYTHON, Process
 
 RUNNING: dict[str, subprocess.Popen | Process] = {}  # by stage, for `stop`: a worker cannot interrupt what it runs
 
@@ -44,7 +45,7 @@ def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> s
     if words[:2] != PYTHON or not words[2].startswith("companion."):
         words = [os.environ.get("SHELL", "/bin/sh"), "-c", command]
     with suppress(KeyError, OSError):
-        return Process(env[ADDRESS], words, cwd=folder, env=env, output=output)
+        return Process(env[WARM], words, cwd=folder, env=env, output=output)
     return subprocess.Popen(
         words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
     )

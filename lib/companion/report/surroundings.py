@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from companion.paths import LIBRARY
-from companion.warm import ADDRESS
 
+WARM = "COMPANION_WARM"  # names the socket of the process that kernels are forked from, where there is one
 THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS")
 
 
@@ -23,7 +23,7 @@ def apart(cache: Path) -> Iterator[Path]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a kernel may write to it until it has ended
         ours |= {name: f"{folder}/{name}" for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
         ours |= {"JUPYTER_RUNTIME_DIR": folder, "JUPYTER_PREFER_ENV_PATH": "1"}
-        if before.get(ADDRESS):
+        if before.get(WARM):
             ours["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "warm"
         ours |= {"MPLCONFIGDIR": str(cache), "MATPLOTLIBRC": os.devnull}
         ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
