@@ -28,6 +28,7 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 
 from companion import paths, worker
 from companion.progress import Progress
+from companion.report.contents import load_run
 from companion.report.surroundings import apart
 from companion.warm import serving
 from robust_features.files import atomic
@@ -164,6 +165,7 @@ class Engine:
                     return self._fail(stage, "what it depends on was changed while it ran; run `make reproduce` again")
                 seconds = time.time() - ran.since
                 self.durations[stage.addressing] = {
+                    "scale": _scale(),
                     "slot": ran.slot.worker,
                     "start": ran.since,
                     "seconds": round(seconds, 2),
@@ -362,9 +364,15 @@ def _durations() -> dict[str, dict[str, Any]]:
 
 
 def _usual(own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds that stages take: as they took here, else in a run that came with the project."""
+    """Seconds that stages take at this scale: as they took here, else in a run that came with the project."""
     recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(RECORDED))]
-    return {name: entry["seconds"] for run in [*recorded, own] for name, entry in run.items()}
+    scale, entries = _scale(), [item for run in [*recorded, own] for item in run.items()]
+    return {name: entry["seconds"] for name, entry in entries if entry.get("scale") == scale}
+
+
+def _scale() -> str:
+    """The scale of run.yaml, whose stages are called as those of others are; empty in a project that has none."""
+    return load_run()["scale"] if paths.RUN.exists() else ""
 
 
 def _keep(durations: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pandas import DataFrame
 
 from companion.paths import page_folder
 from companion.report.shown import Shown, write
-from companion.report.tables import _latex, html_text, latex, lay_out, printed
+from companion.report.tables import html_text, latex, latex_table, lay_out, printed
 
 
 def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
@@ -28,7 +28,7 @@ def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
 
     write(
         page_folder() / "tables" / f"{artefact}.tex",
-        _latex(grid("{0}", r"{0} {{\footnotesize ({1})}}", latex), artefact, caption),
+        latex_table(grid("{0}", r"{0} {{\footnotesize ({1})}}", latex), artefact, caption),
     )
     notes = f"<p><b>Ours</b>, from the settings that this run was made with. In {rows['differs'].sum()} of {len(rows)} cells "
     notes += f"they are not the paper's <small>(small: {html_text(where)})</small>.</p>"
@@ -44,7 +44,7 @@ def steps(lines: DataFrame, *, artefact: str, caption: str) -> Shown:
     named = lines.set_index(first).rename_axis(index=str.capitalize)
     write(
         page_folder() / "tables" / f"{artefact}.tex",
-        _latex(named.map(latex).rename(index=latex, columns=latex), artefact, caption),
+        latex_table(named.map(latex).rename(index=latex, columns=latex), artefact, caption),
     )
     shown = named.map(html_text).rename(index=html_text)
     if "our source" in shown:

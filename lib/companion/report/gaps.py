@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
 from companion import paths
-from companion.report.tables import evidence, label, published
+from companion.report.tables import entries, evidence, label, values_of
 
 
 def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
     """The papers' numbers without a partner of ours, by artefact: how many of how many, and why, as far as the files tell."""
     found = []
-    for artefact, entry in _printed().items():
+    for artefact, entry in entries().items():
         if entry.get("unit") is None:
             continue  # settings, which are all there
-        paper, path = published(artefact), _csv(run, artefact)
+        paper, path = values_of(entry), _csv(run, artefact)
         if path is None:
             found.append(_absent(artefact, entry, len(paper), len(paper), "its page has not been made at this scale"))
             continue
@@ -35,13 +34,9 @@ def known_faults() -> list[dict[str, str]]:
     """What published.yaml says of each paper's gaps and contradictions: artefact, paper, said, evidence in words."""
     return [
         {"artefact": artefact, "paper": _paper(entry), "said": each["said"], "evidence": evidence(each["evidence"])}
-        for artefact, entry in _printed().items()
+        for artefact, entry in entries().items()
         for each in entry.get("faults", [])
     ]
-
-
-def _printed() -> dict[str, Any]:
-    return YAML(typ="safe").load(paths.PUBLISHED)
 
 
 def _paper(entry: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, Series
@@ -52,7 +53,11 @@ def published(artefact: str) -> DataFrame:
     """The paper's values: dimensions, `value`, `approximate` (read off a plot). Empty if the artefact is unknown.
 
     `.attrs` says `where` they stand, their `unit` and `evidence`."""
-    entry = _entry(artefact)
+    return values_of(entries().get(artefact, {}))
+
+
+def values_of(entry: dict[str, Any]) -> DataFrame:
+    """The paper's values in an entry of published.yaml, as `published` has them."""
     if "values" not in entry:
         return DataFrame({"value": Series(dtype=float), "approximate": Series(dtype=bool)})
     ((dimension, names),) = entry["values"].items()
@@ -68,7 +73,7 @@ def printed(artefact: str) -> DataFrame:
     """What the paper prints as words, such as settings: the row's dimensions, the column's, `paper`; all text.
 
     `.attrs` says `where` it stands. Raises UserError if published.yaml has no such artefact."""
-    entry = _entry(artefact)
+    entry = entries().get(artefact, {})
     if "values" not in entry:
         raise UserError(f"published.yaml has no values of '{artefact}'")
     ((dimension, names),) = entry["values"].items()
@@ -82,14 +87,15 @@ def faults(artefact: str) -> str:
     """What the paper leaves out or contradicts where it prints this artefact, as HTML, each with its evidence; often nothing."""
     found = [
         f"{html_text(each['said'])} <i>({evidence(each['evidence'])})</i>"
-        for each in _entry(artefact).get("faults", [])
+        for each in entries().get(artefact, {}).get("faults", [])
     ]
     items = "".join(f"\n<li>{each}</li>" for each in found)
     return f'\n<div class="faults"><b>About the paper itself</b><ul>{items}\n</ul></div>' if found else ""
 
 
-def _entry(artefact: str) -> dict:
-    return YAML(typ="safe").load(paths.PUBLISHED).get(artefact, {})
+def entries() -> dict[str, dict[str, Any]]:
+    """What published.yaml says of each artefact."""
+    return YAML(typ="safe").load(paths.PUBLISHED)
 
 
 def evidence(tags: str) -> str:
@@ -162,7 +168,7 @@ def table(
     notes = _notes(ours, paper, not_run, units, reference or {}, conditions)
     write(
         page_folder() / "tables" / f"{artefact}.tex",
-        _latex(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
+        latex_table(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
     )
     html = grid("<b>{}</b>", "<small>{}</small>", html_text)
     return lay_out(html, tidy, artefact=artefact, caption=caption, conditions=conditions, notes=notes)
@@ -287,6 +293,7 @@ def _typeset(letter: str) -> bool:
     return letter in "ßæœøÆŒØ" or letter <= "ſ" and unicodedata.normalize("NFD", letter)[0].isascii()
 
 
-def _latex(grid: DataFrame, artefact: str, caption: str, conditions: Conditions | None = None) -> str:
+def latex_table(grid: DataFrame, artefact: str, caption: str, conditions: Conditions | None = None) -> str:
+    """A grid whose cells and names are LaTeX, as a table with its caption and label."""
     whole = f"{caption}. {conditions.text}" if conditions else caption
     return grid.style.to_latex(hrules=True, multicol_align="c", caption=latex(whole), label=artefact)
