@@ -2,8 +2,8 @@
 
 Every defended network of params.yaml's run, after `make reproduce`, is attacked by PGD in float32 and in bfloat16, and in
 float32 from another random start, which is the yardstick; predictions are float32. Those of plain adversarial training are
-also trained anew in both, with three seeds each. With --photographs the network is a VGG-16 of width 1/4 trained here, and
-all 10,000 test images of CIFAR-10 are attacked: an hour on one busy core with matrix units. Writes
+also trained anew in both, with ten seeds each. With --photographs the network is a VGG-16 of width 1/4 trained here, and
+all 10,000 test images of CIFAR-10 are attacked: some two hours on one busy core with matrix units. Writes
 benchmarks/results/precision/<scale or cifar10>.json. A CPU without bfloat16 units emulates them, at a tenth of the speed.
 """
 
@@ -29,7 +29,7 @@ from robust_features.networks import VGG16, Network
 from robust_features.training import Adam, OneCycle, Training
 from robust_features.training.objectives import Adversarial
 
-SEEDS = (0, 1, 2)
+SEEDS = range(10)
 PHOTOGRAPHS = Training(
     dataset="cifar10",
     network=VGG16(width=0.25),

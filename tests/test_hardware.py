@@ -38,7 +38,8 @@ def test_memory_that_tensors_free_is_used_again_without_asking_the_system_for_it
     import resource
 
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 3 * (1 << 26) // resource.getpagesize()
+    pages = 20 * (1 << 26) // resource.getpagesize()  # malloc by itself faults on every one
+    assert int(done.stdout) < pages // 2
 
 
 @pytest.mark.parametrize("told, expected", [("1", 1), ("7", 7)])

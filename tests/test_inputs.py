@@ -266,6 +266,37 @@ def test_an_attack_that_ends_in_nan_does_not_say_that_it_found_nothing(attack):
         run(attack, Dark("logits"), x, y)
 
 
+class Gap(nn.Module):
+    """Class 0 of a grey below 0.62; between there and 0.68, which steps cross, the `logits` are NaN, or their `gradient` is."""
+
+    def __init__(self, broken):
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))
+        room = (mean - 0.65).abs() - 0.03
+        zero = torch.where(room < 0, torch.nan, 0.0) if self.broken == "logits" else 0 * (room + room.abs()).sqrt()
+        return torch.stack([0.9 - mean, mean - 0.9 + zero], 1)
+
+
+class ThreeGreys:
+    """An attack whose second step is in the gap, and whose first and last are not."""
+
+    def perturb(self, network, images, labels, *, generator):
+        for grey in (0.6, 0.65, 0.7):
+            x = torch.full_like(images, grey).requires_grad_()
+            network(x).sum().backward()
+        return x.detach()
+
+
+@pytest.mark.parametrize("broken, word", [("logits", "outputs"), ("gradient", "gradients")])
+def test_nan_on_the_way_is_said_though_beginning_and_end_are_finite(broken, word):
+    x, y = torch.full((4, 3, 12, 12), 0.6), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"the network's {word} were NaN or infinite in 1 of the attack's passes"):
+        inputs.attack(ThreeGreys(), Gap(broken), x, y, generator=draws())
+
+
 def test_no_attack_returns_images_of_nan():
     x, y = torch.full((4, 3, 12, 12), 0.65), torch.zeros(4, dtype=torch.long)
     attack = PGD(epsilon=5.0, step_size=2.0, steps=2, norm="l2", random_start=False)

@@ -66,13 +66,30 @@ def test_the_encoding_is_drawn_in_training_and_its_mean_in_tests():
     "regulariser, size, said",
     [
         (IBRAR(layers=("block6",)), 100, r"layers: no stage 'block6'; did you mean 'block\d'\?; there are normalize, block1"),
-        (IBRAR(hsic=HSIC(estimator="unbiased")), 3, "needs batches of four images, batch_size is 3"),
+        (IBRAR(hsic=HSIC(estimator="unbiased")), 3, "unbiased needs batches of 4 images or more, batch_size is 3"),
         (VIB(), 100, "needs the stage 'encoding'"),
         (IBRAR(), 2, "^$"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_network_is_said_before_training(network, regulariser, size, said):
     assert re.search(said, regulariser.problem(network, size))
+
+
+UNBIASED = HSIC(estimator="unbiased")
+
+
+@pytest.mark.parametrize(
+    "mask, size, said",
+    [
+        (PersistentMask(hsic=UNBIASED, batch=3), 100, "unbiased needs batches of 4 images or more, batch is 3"),
+        (PersistentMask(images=1), 100, "normalised needs batches of 2 images or more, images is 1"),
+        (BatchMask(hsic=UNBIASED), 3, "unbiased needs batches of 4 images or more, batch_size is 3"),
+        (PersistentMask(hsic=UNBIASED, batch=4), 2, "^$"),
+        (BatchMask(), 2, "^$"),
+    ],
+)
+def test_a_mask_of_too_few_images_for_its_estimate_is_said_before_training(mask, size, said):
+    assert re.search(said, mask.problem(size))
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -0.1}, {"beta": -0.1}])

@@ -45,8 +45,13 @@ def distil_examples(
 
     Of the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
     index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). Of
-    each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2).
+    each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2). Raises ValueError without
+    `clean`.
     """
+    if "clean" not in examples:
+        raise ValueError(
+            f"examples must hold the images as they are, under `clean`; found {', '.join(examples) or 'none'}"
+        )
     z = {name: features(network, images, hardware=hardware) for name, images in examples.items()}
     seen = {name: decide(network, z[name], hardware=hardware) for name in z}
     rows = [_rows(seen[name], example=name, distilled="", given="", features="Int") for name in z]

@@ -32,6 +32,7 @@ def mismatches(run: "Run") -> Iterator[Mismatch]:
         if problem := data.problem():
             yield ("datasets", name), problem
     yield from _void(vars(run), ())
+    yield from _boundless(run)
     yield from _networks(run)
     yield from _constructed(run)
     for name, transfer in run.transfers.items():
@@ -129,6 +130,8 @@ def _unfit(
     """What keeps a network from being trained so, or on these images; `distilled`: or from being distilled."""
     if model.regulariser and (problem := model.regulariser.problem(_thin(model.network), model.batch_size)):
         yield (*place, "regulariser"), problem
+    if model.mask and (problem := model.mask.problem(model.batch_size)):
+        yield (*place, "mask"), problem
     if data is None:
         return
     kind, size, least = model.network.kind, data.size, 2 if distilled else 1
@@ -169,3 +172,36 @@ def _void(value: Any, place: tuple[Any, ...]) -> Iterator[Mismatch]:
         if key in ("epsilon", "step_size") and part == 0:
             yield (*place, key), "0 leaves every image as it is; write a size, such as 8/255, or leave the attack out"
         yield from _void(part, (*place, key))
+
+
+def _boundless(run: "Run") -> Iterator[Mismatch]:
+    """Radii in L2 within which every image lies, whatever the pixels: an ε in bytes, most likely."""
+    made = _made(run)
+    of = lambda name: run.datasets.get(made.get(name, name))  # noqa: E731
+    places: list[tuple[tuple[Any, ...], Any, list[Source | None]]] = []
+    for name, group in run.networks.items():
+        own = {member: of(model.dataset) for member, model in group.members.items()}
+        places += [
+            (("networks", name, "members", member), group.members[member], [data]) for member, data in own.items()
+        ]
+        places += [(("networks", name, "attacks"), group.attacks, [*own.values()])]
+    for kind, key in (("constructed", "sets"), ("transfers", "attacks")):
+        for name, entry in getattr(run, kind).items():
+            places += [((kind, name, key), getattr(entry, key), [of(entry.dataset)])]
+    for place, value, data in places:
+        if sizes := [source.size for source in data if source]:
+            yield from _beyond(value, place, max(sizes))
+
+
+def _beyond(value: Any, place: tuple[Any, ...], size: int) -> Iterator[Mismatch]:
+    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
+    if not isinstance(inner, dict):
+        return
+    radius, most = inner.get("epsilon"), math.sqrt(3 * size**2)
+    if radius and inner.get("norm", "l2") == "l2" and radius > most:
+        yield (
+            (*place, "epsilon"),
+            f"{radius:g} in L2 is more than two images of {size} pixels can differ, {most:.1f}; write {radius:g}/255",
+        )
+    for key, part in inner.items():
+        yield from _beyond(part, (*place, key), size)

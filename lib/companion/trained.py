@@ -41,6 +41,8 @@ def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[s
         "precision": trained.precision,
         "history": trained.history,
     }
+    if trained.processes > 1:  # other bits than one process would have found
+        card["processes"] = trained.processes
     records.save(folder, trained.network.state_dict(), card)
 
 

@@ -97,6 +97,12 @@ class HSIC:
             return normalised_hsic(first, second, self.epsilon)
         return {"biased": hsic, "unbiased": unbiased_hsic}[self.estimator](first, second)
 
+    def problem(self, count: int, key: str) -> str:
+        """What is wrong with batches of `count` images, which the setting `key` says; empty if nothing."""
+        least = 4 if self.estimator == "unbiased" else 2
+        short = f"hsic.estimator: {self.estimator} needs batches of {least} images or more, {key} is {count}"
+        return short if count < least else ""
+
     def of_features(self, x: Tensor) -> Tensor:
         """(N, N) kernel of images or of a layer's outputs, (N, …)."""
         return gaussian_kernel(x.flatten(1), self.bandwidth)

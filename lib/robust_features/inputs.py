@@ -29,7 +29,8 @@ def attack(self: Any, model: nn.Module, images: Tensor, labels: Tensor, *, gener
             watched = _Watched(model, y)
             x = self.perturb(watched, x, y, generator=generator)
             finite(watched.last)
-            _finite_gradient(x)
+            finite(x, "the network's gradients give")
+            watched.finite_on_the_way()
     return x.detach().to(images.dtype, copy=not len(x))
 
 
@@ -123,11 +124,26 @@ def finite(outputs: Tensor, what: str = "the network gives") -> Tensor:
 
 
 class _Watched:
-    """A network whose first logits and gradient are checked and whose last logits are kept: no pass more, no step longer."""
+    """A network whose outputs and gradients are looked at in every pass: the first before the next step, all at the end.
+
+    What a step finds stays on the device, and nothing waits for it.
+    """
 
     def __init__(self, network: Any, labels: Tensor):
         self._network, self._labels, self._climbs = network, labels, False
+        self._broken = {
+            word: torch.zeros((), dtype=torch.int64, device=labels.device) for word in ("outputs", "gradients")
+        }
         self.last = torch.zeros(0, 2)
+
+    def finite_on_the_way(self) -> None:
+        """Raise ValueError if a pass gave NaN or infinity: a step from there is none, and the image passes for robust."""
+        for word, passes in self._broken.items():
+            if passes:
+                raise ValueError(
+                    f"the network's {word} were NaN or infinite in {int(passes)} of the attack's passes, though not in the "
+                    "first: are they finite wherever images are in [0, 1]?"
+                )
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._seen(self._network(self._entering(images)))
@@ -147,21 +163,26 @@ class _Watched:
         return getattr(self._network, name)
 
     def _entering(self, images: Tensor) -> Tensor:
-        if images.requires_grad and not self._climbs:
-            images.register_hook(_finite_gradient)  # of NaN the sign is 0: such a network would pass for robust
-            self._climbs = True
+        if images.requires_grad:
+            images.register_hook(self._climb)
         return images
+
+    def _climb(self, gradient: Tensor) -> None:
+        if not self._climbs:
+            finite(
+                gradient, "the network's gradients give"
+            )  # of NaN the sign is 0: such a network would pass for robust
+            self._climbs = True
+        self._broken["gradients"] += ~gradient.sum().isfinite()
 
     def _seen(self, found: Tensor, *, check: bool = True) -> Tensor:
         if check and self._labels is not None:
             logits(found, self._labels)
             self._labels = None
         self.last = found.detach()
+        if self.last.numel():
+            self._broken["outputs"] += ~self.last.amax(1).isfinite().all()
         return found
-
-
-def _finite_gradient(gradient: Tensor) -> Tensor:
-    return finite(gradient, "the network's gradients give")
 
 
 def _ordinary(values: Tensor) -> Tensor:

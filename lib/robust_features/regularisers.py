@@ -41,8 +41,8 @@ class IBRAR:
 
     def problem(self, network: Network, batch_size: int) -> str:
         """What keeps this network from being trained so; empty if nothing."""
-        if self.hsic.estimator == "unbiased" and batch_size < 4:
-            return f"hsic.estimator: unbiased needs batches of four images, batch_size is {batch_size}"
+        if problem := self.hsic.problem(batch_size, "batch_size"):
+            return problem
         absent = [name for name in self.layers if name not in network.stages] if self.layers != "all" else []
         near = nearest(absent[0], network.stages) if absent else ""
         return f"layers: no stage '{absent[0]}'{near}; there are {', '.join(network.stages)}" if absent else ""
@@ -95,6 +95,10 @@ class PersistentMask:
     batch: Pair = 100
     hsic: HSIC = HSIC()
 
+    def problem(self, batch_size: int) -> str:
+        """What keeps it from being found, whatever the batches of training; empty if nothing."""
+        return self.hsic.problem(*min((self.batch, "batch"), (self.images, "images")))
+
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
         """Renew the mask from the training set, uint8 images (M, 3, H, W) and labels (M,)."""
         if epoch == 1:
@@ -122,6 +126,10 @@ class BatchMask:
     least_of_labels: Fraction = 10 / 512
     most_of_images: Fraction = 10 / 512
     hsic: HSIC = HSIC(labels="gaussian")
+
+    def problem(self, batch_size: int) -> str:
+        """What keeps it from being found in batches of this size; empty if nothing."""
+        return self.hsic.problem(batch_size, "batch_size")
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
         """Nothing lasts longer than a batch."""

@@ -21,6 +21,7 @@ from robust_features.networks import Network, NetworkSettings
 from robust_features.regularisers import Mask, Regulariser
 from robust_features.settings import Count, NonNegative, Pair, Positive, Seed, Share, UserError, settings
 from robust_features.training.objectives import Objective, Standard
+from robust_features.training.processes import ALONE, Processes
 
 HISTORY = ["epoch", "loss", "clean", "attacked"]
 
@@ -129,6 +130,7 @@ class Trained:
     network: Network
     history: list[dict[str, float]]
     precision: Precision = "fp32"  # it was trained in
+    processes: int = 1  # that shared it
 
 
 def train(
@@ -137,27 +139,38 @@ def train(
     *,
     hardware: Hardware,
     resume: Path | None = None,
+    processes: Processes = ALONE,
     report: Callable[[str], None] = print,
 ) -> Trained:
     """Train on `splits["train"]`, watching `splits["validation"]`; one reported line an epoch.
 
     With `resume`, the state after each epoch is kept in that file and a run that finds it there goes on from it. Every
     random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to the
-    bit. Raises UserError if the regulariser does not fit the network, and when the loss is no longer finite.
+    bit. Several `processes`, each of which calls this, share every batch; the result is that of one process but for
+    rounding, their own random starts and statistics of batch normalisation. Raises UserError if the regulariser or the mask
+    does not fit, if shares would be of less than two images, and when the loss is no longer finite.
     """
+    share = settings.batch_size // processes.count
+    if share < 2:
+        raise UserError(
+            f"batch_size: {settings.batch_size} leaves {processes.count} processes less than two images each"
+        )
     images, labels = (t.to(hardware.device) for t in (splits["train"].images, splits["train"].labels))
     parts = _begin(splits["train"], settings, hardware)
-    if settings.regulariser and (problem := settings.regulariser.problem(parts["network"], settings.batch_size)):
+    if settings.regulariser and (problem := settings.regulariser.problem(parts["network"], share)):
         raise UserError(f"regulariser.{problem}")
+    if settings.mask and (problem := settings.mask.problem(settings.batch_size)):
+        raise UserError(f"mask.{problem}")
     precision = hardware.precision_of(parts["network"])
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
+    shared = processes.count
     if resume and resume.exists():
         try:
             state = torch.load(resume, map_location=hardware.device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            history, best = state["history"], state["best"]
+            history, best, shared = state["history"], state["best"], max(shared, state.get("processes", 1))
             report(f"resumed after epoch {len(history)} of {settings.epochs}")
         except Exception as error:  # whatever torch says of a file that was cut off
             report(f"{resume}: damaged ({type(error).__name__}), so training starts anew")
@@ -165,7 +178,9 @@ def train(
     network, optimiser, schedule = parts["network"], parts["optimiser"], parts["schedule"]
     for epoch in range(len(history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = _one_epoch(network, images, labels, settings, optimiser, schedule, hardware.autocast(precision), epoch)
+        loss = _one_epoch(
+            network, images, labels, settings, optimiser, schedule, hardware.autocast(precision), epoch, processes
+        )
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} after epoch {epoch}: training diverged; in params.yaml, lower this model's "
@@ -176,8 +191,9 @@ def train(
         )
         if settings.keep != "last" and history[-1]["clean"] >= max(row["clean"] for row in history):
             best = copy.deepcopy(network.state_dict())
-        if resume:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
+        if resume and not processes.rank:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"history": history, "best": best, "processes": shared}
             with atomic(resume) as partial:
                 torch.save(state, partial)
         row, seconds = history[-1], time.perf_counter() - started
@@ -188,7 +204,7 @@ def train(
         )
     if best:
         network.load_state_dict(best)
-    return Trained(network.eval(), history, precision)
+    return Trained(network.eval(), history, precision, shared)
 
 
 def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, Any]:
@@ -208,32 +224,40 @@ def _one_epoch(
     schedule: optim.lr_scheduler.LRScheduler,
     autocast: torch.autocast,
     epoch: int,
+    processes: Processes,
 ) -> Tensor:
     """Mean loss of the epoch, a tensor: nothing waits for the device until the end."""
     generator = Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    own = processes.own(generator)
     losses = []
     network.train()
     with torch.random.fork_rng():
-        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
+        torch.manual_seed(own.initial_seed())  # dropout draws from the global generator
         if settings.mask:
             settings.mask.before_epoch(network, images, labels, epoch, generator.initial_seed())
         for index, (batch, targets) in enumerate(shuffled(images, labels, settings.batch_size, generator)):
             augmented = settings.augmentation(batch, generator)
             if settings.mask:
                 settings.mask.before_batch(network, augmented, targets, index)
+                processes.agree(network.mask.passing)
+            mine, right = processes.share(augmented), processes.share(targets)
             with autocast:
-                outcome = settings.objective(network, augmented, targets, generator=generator)
+                outcome = settings.objective(network, mine, right, generator=own)
             loss = outcome.loss
             if settings.regulariser:
-                loss = loss + settings.regulariser(network, outcome.passes, augmented, targets)
+                loss = loss + settings.regulariser(network, outcome.passes, mine, right)
             optimiser.zero_grad()
             loss.backward()
+            processes.average((weight.grad for weight in network.parameters()), len(mine) / len(augmented))
             optimiser.step()
             schedule.step()
             losses.append(loss.detach())
         if settings.mask:
             settings.mask.after_epoch(network)
-    return torch.stack(losses).mean()
+    loss = torch.stack(losses).mean()
+    statistics = (buffer for buffer in network.buffers() if buffer.is_floating_point())
+    processes.average([loss, *statistics], 1 / processes.count)
+    return loss
 
 
 def _validate(network: Network, images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, float]:
