@@ -159,7 +159,7 @@ def test_measures_have_accuracy_and_norms_of_every_member_and_attack(data):
     datasets.save("few", {"test": few}, datasets.Digits(validation=1))
     sizes = torch.tensor([9.0, 0.1, 0.3, 9.0])
     keep({"clean": attacked([1, 0, 0, 0]), "pgd": attacked([1, 1, 1, 0], sizes)}, labels)
-    rows = measures({"p/g/m": {"dataset": "few", "defence": "trades"}}, ["pgd"])
+    rows = measures({"p/g/m": {"dataset": "few", "defence": "trades"}}, ["pgd", "autoattack"])  # which was not made
     assert rows[["dataset", "defence", "example"]].drop_duplicates().to_numpy().tolist() == [["few", "trades", "pgd"]]
     assert rows["measure"].tolist() == ["accuracy (%)", "L2", "L∞ · 255"]
     assert rows["value"].tolist() == pytest.approx([25, 0.2, 51])

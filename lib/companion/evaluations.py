@@ -104,11 +104,11 @@ def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
 
 
 def measures(members: Mapping[str, Mapping[str, str]], names: Collection[str]) -> pd.DataFrame:
-    """Rows of Tables 3 and 4 of Kim et al.: for members, id → dimensions, and attacks: accuracy and mean norms as `measure`s."""
+    """Rows of Tables 3 and 4 of Kim et al.: of members, id → dimensions, and the attacks made on them: accuracy and mean norms."""
     rows = []
     for member, dimensions in members.items():
         found, labels = load(member), datasets.load(dimensions["dataset"], "test").labels
-        for name in names:
+        for name in [name for name in names if name in found]:
             measured = row(found[name], found["clean"], labels)
             l2, linf = measured.pop("l2"), 255 * measured.pop("linf")
             for measure, values in (("accuracy (%)", measured), ("L2", {"value": l2}), ("L∞ · 255", {"value": linf})):
