@@ -131,7 +131,7 @@ def test_the_adaptive_attack_without_weights_is_pgd_and_with_them_it_follows_the
             attack = Adaptive(pgd=pgd, regulariser=IBRAR(alpha=100.0, beta=100.0), sign=sign)
             found = attack(network, x, y, generator=draws())
             assert linf(found - x).max() <= 0.05 + 1e-6 and found.min() >= 0 and found.max() <= 1
-            values.append(attack.regulariser(network, (network.activations(found),), x, y))
+            values.append(attack.regulariser(network, (network.activations(found),), x, y, given=(x,)))
     assert values[0] > values[1]
 
 

@@ -26,7 +26,7 @@ def network():
 def test_the_regulariser_is_the_sum_of_equation_1(network):
     outcome = Standard()(network, IMAGES, LABELS, generator=Generator())
     layers = ("block5", "fc1")
-    value = IBRAR(alpha=0.3, beta=0.7, layers=layers)(network, outcome.passes, IMAGES, LABELS)
+    value = IBRAR(alpha=0.3, beta=0.7, layers=layers)(network, outcome.passes, IMAGES, LABELS, given=outcome.images)
     x, y = gaussian_kernel(IMAGES.flatten(1)), linear_kernel(nn.functional.one_hot(LABELS, 10).float())
     t = [gaussian_kernel(outcome.passes[0][layer].flatten(1)) for layer in layers]
     expected = sum(0.3 * normalised_hsic(k, x) - 0.7 * normalised_hsic(k, y) for k in t)
@@ -45,13 +45,31 @@ def test_it_composes_with_every_objective_without_another_pass(network, objectiv
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("objective", [Adversarial(attack=ATTACK), Trades(attack=ATTACK)], ids=lambda each: each.kind)
+def test_the_images_may_be_those_that_each_pass_was_given(network, objective):
+    outcome, layers = objective(network, IMAGES, LABELS, generator=Generator().manual_seed(0)), ("block5", "fc1")
+    options = dict(given=outcome.images)
+    clean, labels = IBRAR(layers=layers).dependence(network, outcome.passes, IMAGES, LABELS, **options)
+    found, same = IBRAR(layers=layers, of="given").dependence(network, outcome.passes, IMAGES, LABELS, **options)
+    expected = [
+        normalised_hsic(gaussian_kernel(outputs[layer].flatten(1)), gaussian_kernel(seen.flatten(1)))
+        for seen, outputs in zip(outcome.images, outcome.passes, strict=True)
+        for layer in layers
+    ]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same, labels)
+    own = torch.tensor([bool((seen != IMAGES).any()) for seen in outcome.images for _ in layers])
+    assert own.any() and not torch.isclose(found, clean, rtol=1e-6)[own].any()
+    torch.testing.assert_close(found[~own], clean[~own], rtol=1e-4, atol=1e-5)
+
+
 def test_vib_is_the_divergence_from_a_standard_normal():
     network = build(VGG16(width=0.0625, encoding=8), 10, seed=0).eval()
     passes = (network.activations(IMAGES),)
     mean, deviation = passes[0]["encoding"].unbind(1)
     found, prior = Normal(mean, deviation), Normal(torch.zeros(8), torch.ones(8))
     expected = kl_divergence(Independent(found, 1), Independent(prior.expand(mean.shape), 1)).mean()
-    torch.testing.assert_close(VIB(beta=0.5)(network, passes, IMAGES, LABELS), 0.5 * expected)
+    torch.testing.assert_close(VIB(beta=0.5)(network, passes, IMAGES, LABELS, given=(IMAGES,)), 0.5 * expected)
 
 
 def test_the_encoding_is_drawn_in_training_and_its_mean_in_tests():

@@ -89,7 +89,9 @@ def test_keeping_the_best_epoch_gives_the_weights_it_ended_with_also_when_resume
 
 def test_in_bfloat16_only_the_network_computes(splits, monkeypatch):
     where, term = [], IBRAR.__call__
-    monkeypatch.setattr(IBRAR, "__call__", lambda *a: where.append(torch.is_autocast_enabled("cpu")) or term(*a))
+    monkeypatch.setattr(
+        IBRAR, "__call__", lambda *a, **k: where.append(torch.is_autocast_enabled("cpu")) or term(*a, **k)
+    )
     settings = replace(SETTINGS, epochs=1, regulariser=IBRAR())
     half = train(splits, settings, hardware=replace(CPU, precision="bf16"), report=lambda line: None)
     assert half.precision == "bf16" and not any(where) and len(where) == 4

@@ -26,7 +26,7 @@ from robust_features.bottleneck import Bottleneck
 from robust_features.evaluation import accuracy_of, crafted_in
 from robust_features.hardware import HardwareSettings
 from robust_features.settings import Seed, describe, settings
-from robust_features.statistics import over_seeds
+from robust_features.statistics import of_runs
 from robust_features.training import Training, train
 
 
@@ -106,8 +106,8 @@ def accuracies(name: str, group: Group, *, only: Collection[str] = ()) -> pd.Dat
         found = [evaluations.load(f"{name}/{run}") for run in group.runs(member)]
         for example in [example for example in found[0] if not only or example in only]:
             values = [accuracy_of(seed[example].predictions, labels) for seed in found]
-            interval = values[0] if len(values) == 1 else over_seeds([value.value for value in values])
-            rows.append({"dataset": model.dataset, "member": member, "example": example, **asdict(interval)})
+            row = {"dataset": model.dataset, "member": member, "example": example}
+            rows.append({**row, **asdict(of_runs(values))})
     return pd.DataFrame(rows)
 
 

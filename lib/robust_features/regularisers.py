@@ -23,8 +23,8 @@ Passes = tuple[dict[str, Tensor], ...]
 class IBRAR:
     """α Σ_l I(X, T_l) − β Σ_l I(Y, T_l) over `layers` (Xu et al. 2022, Eqs. 1 and 2), I estimated by HSIC over the batch.
 
-    Of an adversarial objective T_l is of the attacked images, of one with two passes of both; X are the clean images. With
-    every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
+    Of an adversarial objective T_l is of the attacked images, of one with two passes of both. X are the clean images, or, with
+    `of: given`, what each pass was given, X + δ. With every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
 
     >>> from robust_features.networks import VGG16, build
     >>> network, images, labels = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(8, 3, 32, 32), torch.arange(8)
@@ -37,6 +37,7 @@ class IBRAR:
     alpha: NonNegative = 0.008
     beta: NonNegative = 0.08
     layers: Literal["all"] | tuple[str, ...] = "all"
+    of: Literal["clean", "given"] = "clean"
     hsic: HSIC = HSIC()
 
     def problem(self, network: Network, batch_size: int) -> str:
@@ -47,17 +48,26 @@ class IBRAR:
         near = nearest(absent[0], network.stages) if absent else ""
         return f"layers: no stage '{absent[0]}'{near}; there are {', '.join(network.stages)}" if absent else ""
 
-    def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
-        of_images, of_labels = self.dependence(network, passes, images, labels)
+    def __call__(
+        self, network: Network, passes: Passes, images: Tensor, labels: Tensor, *, given: tuple[Tensor, ...]
+    ) -> Tensor:
+        of_images, of_labels = self.dependence(network, passes, images, labels, given=given)
         return self.alpha * of_images.sum() - self.beta * of_labels.sum()
 
-    def dependence(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer. Raises ValueError for too few images."""
+    def dependence(
+        self, network: Network, passes: Passes, images: Tensor, labels: Tensor, *, given: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer; `given` are the images of each pass.
+
+        Raises ValueError for too few images.
+        """
         layers = network.hidden if self.layers == "all" else self.layers
         kernels = torch.stack([self.hsic.of_features(outputs[layer]) for outputs in passes for layer in layers])
-        classes = logits_of(passes[0]).shape[1]
-        both = torch.stack([self.hsic.of_features(images), self.hsic.of_labels(labels, classes)])
-        of_images, of_labels = self.hsic(kernels, both[:, None])
+        seen = torch.stack([self.hsic.of_features(x) for x in (given if self.of == "given" else (images,))])
+        if self.of == "given":
+            seen = seen.repeat_interleave(len(layers), 0)
+        right = self.hsic.of_labels(labels, logits_of(passes[0]).shape[1])
+        of_images, of_labels = self.hsic(kernels, torch.stack([seen, right.expand_as(seen)]))
         return of_images, of_labels
 
 
@@ -74,7 +84,9 @@ class VIB:
             return ""
         return "vib needs the stage 'encoding': write `network: {kind: vgg16, encoding: 256}`"
 
-    def __call__(self, network: Network, passes: Passes, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, network: Network, passes: Passes, images: Tensor, labels: Tensor, *, given: tuple[Tensor, ...]
+    ) -> Tensor:
         mean, deviation = torch.cat([outputs["encoding"] for outputs in passes]).float().unbind(1)
         return self.beta * 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(1).mean()
 

@@ -31,6 +31,11 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(100 * share, 100 * max(low, 0.0), 100 * min(high, 1.0), n)
 
 
+def of_runs(found: Sequence[Interval]) -> Interval:
+    """What runs with several seeds found, over the seeds; of one run its own interval, which is over its images."""
+    return found[0] if len(found) == 1 else over_seeds([run.value for run in found])
+
+
 def over_seeds(values: Sequence[float]) -> Interval:
     """The mean of several runs with Student's 95 % interval, in the unit of the values; one run has no interval (NaN).
 

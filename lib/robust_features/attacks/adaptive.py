@@ -38,7 +38,7 @@ class Adaptive:
         """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError for a batch of one image."""
 
         def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
-            shared = self.sign * self.regulariser(model, (outputs,), images, labels)
+            shared = self.sign * self.regulariser(model, (outputs,), images, labels, given=(images,))
             entropy = F.cross_entropy(logits_of(outputs).float(), labels, reduction="none")
             return entropy + shared  # summed over the batch: N · (CE + shared)
 

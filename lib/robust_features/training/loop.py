@@ -245,7 +245,7 @@ def _one_epoch(
                 outcome = settings.objective(network, mine, right, generator=own)
             loss = outcome.loss
             if settings.regulariser:
-                loss = loss + settings.regulariser(network, outcome.passes, mine, right)
+                loss = loss + settings.regulariser(network, outcome.passes, mine, right, given=outcome.images)
             optimiser.zero_grad()
             loss.backward()
             processes.average((weight.grad for weight in network.parameters()), len(mine) / len(augmented))

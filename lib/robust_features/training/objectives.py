@@ -16,10 +16,14 @@ from robust_features.settings import NonNegative, settings
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scalar loss, and every stage's output in each pass of the batch through the network: regularisers need no other."""
+    """A scalar loss, and of each pass of the batch through the network its images and every stage's output.
+
+    Regularisers need no other pass.
+    """
 
     loss: Tensor
     passes: tuple[dict[str, Tensor], ...]
+    images: tuple[Tensor, ...]
 
 
 @settings
@@ -29,7 +33,7 @@ class Standard:
     kind: Literal["standard"] = "standard"
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
-        return _cross_entropy(network.activations(images), labels)
+        return _cross_entropy(network, images, labels)
 
 
 @settings
@@ -40,7 +44,7 @@ class Adversarial:
     attack: PGD
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
-        return _cross_entropy(network.activations(_craft(self.attack, network, images, labels, generator)), labels)
+        return _cross_entropy(network, _craft(self.attack, network, images, labels, generator), labels)
 
 
 @settings
@@ -67,7 +71,8 @@ class Trades:
         )
         clean, attacked = network.activations(images), network.activations(adversarial)
         apart = divergence(logits_of(clean), logits_of(attacked)).mean()
-        return Outcome(F.cross_entropy(logits_of(clean), labels) + self.weight * apart, (clean, attacked))
+        loss = F.cross_entropy(logits_of(clean), labels) + self.weight * apart
+        return Outcome(loss, (clean, attacked), (images, adversarial))
 
 
 @settings
@@ -79,10 +84,11 @@ class TradesKim:
     weight: NonNegative = 0.5
 
     def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
-        attacked = network.activations(_craft(self.attack, network, images, labels, generator))
-        clean = network.activations(images)
+        adversarial = _craft(self.attack, network, images, labels, generator)
+        attacked, clean = network.activations(adversarial), network.activations(images)
         apart = divergence(logits_of(clean), logits_of(attacked)).mean()
-        return Outcome(F.cross_entropy(logits_of(attacked), labels) + self.weight * apart, (clean, attacked))
+        loss = F.cross_entropy(logits_of(attacked), labels) + self.weight * apart
+        return Outcome(loss, (clean, attacked), (images, adversarial))
 
 
 @settings
@@ -103,7 +109,8 @@ class Mart:
         own, others = labels[:, None], attacked.softmax(1).scatter(1, labels[:, None], 0).amax(1)
         boosted = F.cross_entropy(attacked, labels) - (1.0001 - others).log().mean()
         unsure = 1 - clean.softmax(1).gather(1, own).squeeze(1)
-        return Outcome(boosted + self.weight * (divergence(clean, attacked) * unsure).mean(), passes)
+        loss = boosted + self.weight * (divergence(clean, attacked) * unsure).mean()
+        return Outcome(loss, passes, (images, adversarial))
 
 
 Objective = Annotated[Standard | Adversarial | Trades | TradesKim | Mart, Field(discriminator="kind")]
@@ -115,8 +122,9 @@ def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
     return F.kl_div(attacked, clean, reduction="none", log_target=True).sum(1)
 
 
-def _cross_entropy(outputs: dict[str, Tensor], labels: Tensor) -> Outcome:
-    return Outcome(F.cross_entropy(logits_of(outputs), labels), (outputs,))
+def _cross_entropy(network: Network, images: Tensor, labels: Tensor) -> Outcome:
+    outputs = network.activations(images)
+    return Outcome(F.cross_entropy(logits_of(outputs), labels), (outputs,), (images,))
 
 
 def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
