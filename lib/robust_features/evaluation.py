@@ -108,6 +108,7 @@ def _outputs(
     hardware: Hardware,
     batch_size: int,
 ) -> Tensor:
+    network.to(hardware.device)
     with frozen(network), torch.no_grad():
         batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size))
         return inputs.finite(torch.cat([function(batch).float().cpu() for batch in batches]))

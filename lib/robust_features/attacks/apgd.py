@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from robust_features import inputs, noise
 from robust_features.attacks.ball import Ball, Norm, fits_norm, per_image
+from robust_features.attacks.survivors import look
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, Pixels, Whole, settings
 
@@ -55,7 +56,7 @@ class APGD:
         self, model: nn.Module, start: Tensor, centre: Tensor, labels: Tensor, targets: Tensor, ball: Ball
     ) -> tuple[Tensor, Tensor]:
         """The first misclassified iterate of each image, or its centre, and which are misclassified."""
-        found, fooled_at_all = centre.clone(), torch.zeros_like(labels, dtype=torch.bool)
+        found, fooled = centre.clone(), torch.zeros_like(labels, dtype=torch.bool)
         period, since = max(int(0.22 * self.steps), 1), 0
         shortest, shrink = max(int(0.06 * self.steps), 1), max(int(0.03 * self.steps), 1)
         s = _State.start(start, centre, labels, targets, step=2 * self.epsilon)
@@ -65,9 +66,10 @@ class APGD:
             loss = self._loss(logits, s.labels, s.targets)
             (s.gradient,) = torch.autograd.grad(loss.sum(), images)
             s.images, loss, logits = images.detach(), loss.detach(), logits.detach()
-            if (fooled := logits.argmax(1) != s.labels).any():
-                found[s.rows[fooled]], fooled_at_all[s.rows[fooled]] = s.images[fooled], True
-                s, loss = s.select(~fooled), loss[~fooled]
+            s.note(logits.argmax(1) != s.labels)
+            if (look(images, number) or number == self.steps) and s.done.any():
+                found[s.rows[s.done]], fooled[s.rows[s.done]] = s.first[s.done], True
+                s, loss = s.select(~s.done), loss[~s.done]
             if number == self.steps or not len(s.rows):
                 break
             s.remember(loss)
@@ -79,7 +81,7 @@ class APGD:
             ahead = ball.project(s.images + s.step * ball.steepest(s.gradient), s.centre)
             moved = s.images + share * (ahead - s.images) + (1 - share) * (s.images - s.previous)
             s.previous, s.images = s.images, ball.project(moved, s.centre)
-        return found, fooled_at_all
+        return found, fooled
 
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         if self.targets:
@@ -123,6 +125,8 @@ class _State:
     rises: Tensor  # steps since the last check that raised the loss
     checked_loss: Tensor  # best_loss at the last check
     halved: Tensor  # whether the last check halved the step
+    first: Tensor  # the first misclassified iterate, where it is `done`
+    done: Tensor
 
     @classmethod
     def start(cls, start: Tensor, centre: Tensor, labels: Tensor, targets: Tensor, *, step: float) -> "_State":
@@ -143,10 +147,17 @@ class _State:
             rises=torch.zeros_like(labels),
             checked_loss=lowest,
             halved=torch.ones_like(labels, dtype=torch.bool),
+            first=start,
+            done=torch.zeros_like(labels, dtype=torch.bool),
         )
 
     def select(self, going: Tensor) -> "_State":
         return _State(*(getattr(self, field.name)[going] for field in fields(self)))
+
+    def note(self, fooled: Tensor) -> None:
+        """Keep the iterates of images that are misclassified for the first time."""
+        self.first = torch.where(per_image(fooled & ~self.done), self.images, self.first)
+        self.done = self.done | fooled
 
     def remember(self, loss: Tensor) -> None:
         """Note an iterate's loss, and the iterate itself where it is the best so far."""

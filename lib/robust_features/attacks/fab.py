@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 
 from robust_features import inputs
 from robust_features.attacks.ball import Ball, Norm, dot, fits_norm, per_image
+from robust_features.attacks.survivors import look
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
 
@@ -50,20 +51,25 @@ class FAB:
         """The first misclassified iterate within epsilon of each image, or its centre, and which are misclassified."""
         size = Ball(self.norm, self.epsilon).size
         found, fooled_at_all = centre.clone(), torch.zeros_like(labels, dtype=torch.bool)
-        rows, images = torch.arange(len(centre), device=centre.device), centre
+        rows, images, first = torch.arange(len(centre), device=centre.device), centre, centre
+        done = torch.zeros_like(fooled_at_all)
         for number in range(self.steps + 1):
             images = images.detach().requires_grad_(number < self.steps)
             logits = model(images).float()
             fooled = logits.argmax(1) != labels
             near = fooled & (size(images.detach() - centre) <= self.epsilon)
-            found[rows[near]], fooled_at_all[rows[near]] = images.detach()[near], True
-            if number == self.steps or near.all():
+            first, done = torch.where(per_image(near & ~done), images.detach(), first), done | near
+            leave = (look(images, number) or number == self.steps) and bool(done.any())
+            if leave:
+                found[rows[done]], fooled_at_all[rows[done]] = first[done], True
+            if number == self.steps or (leave and done.all()):
                 break
             gap, gradient = self._nearest_boundary(logits, images, labels, rivals)
             images = images.detach()
-            if near.any():
-                rows, centre, labels, rivals, fooled = (t[~near] for t in (rows, centre, labels, rivals, fooled))
-                images, gap, gradient = images[~near], gap[~near], gradient[~near]
+            if leave:
+                going = ~done
+                rows, centre, labels, rivals, fooled = (t[going] for t in (rows, centre, labels, rivals, fooled))
+                images, gap, gradient, first, done = (t[going] for t in (images, gap, gradient, first, done))
             images = self._step(images, centre, fooled, gap, gradient)
         return found, fooled_at_all
 

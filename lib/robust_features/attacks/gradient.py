@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from robust_features import inputs, noise
-from robust_features.attacks.ball import Ball, LinfRadius, Norm, fits_norm
+from robust_features.attacks.ball import Ball, LinfRadius, Norm, fits_norm, per_image
+from robust_features.attacks.survivors import look
 from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, NonNegative, Pixels, settings
 
@@ -47,19 +48,25 @@ def ascend(
     """
     images = (centre if start is None else start).detach()
     rows, rested = torch.arange(len(images), device=images.device), []
-    for _ in range(steps):
+    done = torch.zeros_like(rows, dtype=torch.bool)
+    for number in range(steps):
         with torch.enable_grad():
             images.requires_grad_(True)
             outputs = function(images)
             (gradient,) = torch.autograd.grad(loss(outputs, rows).sum(), images)
         images = images.detach()
-        if stop is not None and (at_rest := stop(outputs.detach(), rows)).any():
-            rested.append((rows[at_rest], images[at_rest]))
-            rows, images, gradient = rows[~at_rest], images[~at_rest], gradient[~at_rest]
+        here = centre if len(rows) == len(centre) else centre[rows]
+        moved = ball.project(images + step_size * ball.steepest(gradient), here)
+        if stop is None:
+            images = moved
+            continue
+        done = done | stop(outputs.detach(), rows)
+        images = torch.where(per_image(done), images, moved)
+        if look(images, number) and done.any():
+            rested.append((rows[done], images[done]))
+            rows, images, done = rows[~done], images[~done], done[~done]
             if not len(rows):
                 break
-        here = centre if len(rows) == len(centre) else centre[rows]
-        images = ball.project(images + step_size * ball.steepest(gradient), here)
     if rested:
         order = torch.cat([*(r for r, _ in rested), rows]).argsort()
         images = torch.cat([*(stopped for _, stopped in rested), images])[order]

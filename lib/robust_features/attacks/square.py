@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from robust_features import inputs, noise
 from robust_features.attacks.ball import Ball, LinfRadius, per_image
 from robust_features.attacks.gradient import margin
+from robust_features.attacks.survivors import look
 from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
@@ -44,7 +45,7 @@ class Square:
         least = margin(model(best).float(), labels) if len(rows) else centre.new_zeros(0)
         down, across = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         for query in range(1, self.queries):
-            if (fooled := least <= 0).any():
+            if look(images, query - 1) and (fooled := least <= 0).any():
                 found[rows[fooled]] = best[fooled]
                 rows, centre, labels, keys, best, least = (
                     t[~fooled] for t in (rows, centre, labels, keys, best, least)
@@ -58,7 +59,7 @@ class Square:
             change = 2 * self.epsilon * _signs(draw[:, 2:] < 0.5)[:, :, None, None] * inside[:, None]
             candidates = ball.project(best + change, centre)
             value = margin(model(candidates).float(), labels)
-            better = value < least
+            better = (value < least) & (least > 0)  # a fooled image rests, also where it has not left the batch
             least = torch.where(better, value, least)
             best = torch.where(per_image(better), candidates, best)
         fooled = least <= 0
