@@ -1,5 +1,6 @@
 """One training shared by two processes, on the CPU."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -84,8 +85,11 @@ def one_of_two(folder):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command = [*torchrun, "--nproc-per-node", "2", __file__, folder]
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # the host's name may not resolve
+    options = dict(capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent)
+    done = subprocess.run(command, env=os.environ | loopback, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
