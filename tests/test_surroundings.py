@@ -1,5 +1,6 @@
 """What a user's machine brings along changes nothing: settings, places, git."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -99,3 +100,26 @@ def test_the_commit_is_this_checkouts_not_that_of_a_repository_around_it_or_in_t
     assert said() == f"{own} + uncommitted changes"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert said() == "none"
+
+
+def test_another_scale_and_what_a_run_writes_are_no_change_of_the_commit(tmp_path, monkeypatch):
+    def said():
+        return pipeline.provenance({"scale": "quick", "seed": 0}, datetime.now(UTC), 0)["commit"]
+
+    project = make_project(tmp_path, monkeypatch)
+    params = project / "params.yaml"
+    params.write_text("scale: quick\nseed: 0\n", "utf-8")
+    own = commit(project)
+    for name in project.iterdir():
+        if name.name not in (".git", "params.yaml"):
+            shutil.rmtree(name) if name.is_dir() else name.unlink()
+    assert said() == own
+    params.write_text("scale: photographs\nseed: 0\n", "utf-8")
+    (project / "run.yaml").write_text("run: {}\n", "utf-8")
+    (project / "dvc.lock").write_text("stages: {}\n", "utf-8")
+    assert said() == own
+    params.write_text("scale: photographs\nseed: 1\n", "utf-8")
+    assert said() == f"{own} + uncommitted changes"
+    params.write_text("scale: quick\nseed: 0\n", "utf-8")
+    (project / "claims.yaml").write_text("", "utf-8")
+    assert said() == f"{own} + uncommitted changes"

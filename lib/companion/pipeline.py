@@ -155,13 +155,12 @@ def normalise(notebook: Any) -> Any:
 def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dict[str, Any]:
     """Where a result comes from, for the footer of its page."""
     commit = _git("rev-parse", "HEAD") or "none"
-    changed = _git("status", "--porcelain", "--", ".", ":!dvc.lock")  # dvc writes dvc.lock while it runs
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else "")
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ")
     found = {name: package.version for name in PACKAGES for package in [*distributions(name=name)][:1]}
     return {
-        "commit": f"{commit} + uncommitted changes" if changed else commit,
+        "commit": f"{commit} + uncommitted changes" if _changed() else commit,
         "command": f"python -m companion.pipeline {shlex.join(map(_from_root, sys.argv[1:]))}",
         "scale": settings["scale"],
         "seed": settings["seed"],
@@ -170,6 +169,14 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
         "hardware": f"{(cpu or [platform.processor()])[0]}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
         "versions": {"python": platform.python_version()} | found,
     }
+
+
+def _changed() -> bool:
+    """Whether files differ from the commit, but for the scale that is asked for, and what a run writes: run.yaml, dvc.lock."""
+    if _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!run.yaml", ":!params.yaml"):
+        return True
+    lines = _git("diff", "--unified=0", "HEAD", "--", "params.yaml").splitlines()
+    return any(re.match(r"[+-](?!scale:|\+\+ |-- )", line) for line in lines)
 
 
 def _render(notebook: Any, target: Path, settings: dict[str, Any], page: Page | None = None) -> None:
