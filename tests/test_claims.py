@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from companion import claims, paths
 from companion.claims import entries, verdict
 from companion.report import contents
-from companion.rules import PARTING, Rule, compared
+from companion.rules import PARTING, Rule, compared, difference
 from robust_features.settings import UserError
+from robust_features.statistics import wilson
 
 HOMES = {artefact for page in contents.sections() for artefact in page.companion["artefacts"]}
 RULE = Rule(compare="features", more="R", less="Int")
@@ -205,6 +206,41 @@ def test_the_comparison_shown_is_the_one_that_decides(page):
     assert verdict("kim-robust-features-hold").decided_by == "CW: R 70.0 [68.0, 72.0] against Int 50.0 [48.0, 52.0]"
 
 
+def test_a_difference_has_newcombes_interval():
+    more, less = (pd.Series(vars(wilson(right, of))) for right, of in ((56, 70), (48, 80)))
+    assert difference(more, less) == pytest.approx((20.0, 5.24, 33.39), abs=0.01)  # Newcombe 1998, Table II, method 10
+    (found,) = compared(Rule(above=50), pd.DataFrame([more]))
+    assert (found.effect, found.low, found.high) == pytest.approx((30, more["low"] - 50, more["high"] - 50))
+    assert found.n == 70
+
+
+def test_a_claim_that_holds_while_its_control_holds_too_holds_for_another_reason(page):
+    keep(page, pd.concat([rows(90, 50), rows(90, 50, example="cw")]))
+    assert (
+        verdict("kim-robust-features-hold").finding
+        == "Under attack, the robust channels classify better than the whole network"
+    )
+    told = rows(90, 60).assign(given="random")
+    keep(page, told, artefact="kim-given-label")
+    found = verdict("kim-robust-features-hold")
+    assert found.word == "holds, for another reason" and found.finding.startswith("Told the true label, the robust")
+    assert "Told a random label, they predict that label for most images" in found._repr_markdown_()
+    keep(page, told.assign(low=30), artefact="kim-given-label")
+    assert verdict("kim-robust-features-hold").word == "holds", "the control is open"
+
+
+def test_a_finding_says_how_many_comparisons_it_is_of_unless_all_agree(page):
+    both = [rows(90, 50), rows(50, 90, example="cw")]
+    mixed = "whole network in 1 of 2 comparisons, and the reverse in 1"
+    for kept, said in ((both, mixed), (both[1:], "worse than the whole network")):
+        keep(page, pd.concat(kept))
+        assert verdict("kim-robust-features-hold").finding.endswith(said)
+    keep(page, pd.concat([both[1], rows(51, 50)]))
+    assert verdict("kim-robust-features-hold").finding.endswith("(in 1 of 2 comparisons; 1 undecided)")
+    keep(page, rows(51, 50))
+    assert verdict("kim-robust-features-hold").finding == "", "an open claim has no finding"
+
+
 def test_many_comparisons_are_counted_and_what_chance_gives_them(page):
     keep(page, pd.concat([rows(90, 50, example=name) for name in ("pgd", "cw", "fgsm")]))
     found = verdict("kim-robust-features-hold")
@@ -257,3 +293,10 @@ def test_a_rule_that_is_none_or_two_at_once_is_refused(wrong):
 @pytest.mark.parametrize("entry", entries().values(), ids=entries())
 def test_the_artefacts_of_every_claim_are_in_some_section(entry):
     assert HOMES.issuperset(entry.artefacts)
+
+
+@pytest.mark.parametrize("entry", [each for each in entries().values() if each.found], ids=lambda each: each.claim)
+def test_what_may_be_found_is_written_for_either_outcome_and_a_control_is_another_entry(entry):
+    assert {"holds", "fails"} <= {*entry.found} and not any(said.endswith(".") for said in entry.found.values())
+    assert ("reason" in entry.found) == bool(entry.another_reason)
+    assert not entry.another_reason or entries()[entry.another_reason].ours

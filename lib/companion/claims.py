@@ -1,6 +1,6 @@
 """Claims of the papers against the results on disk: verdicts are computed, never typed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,18 +17,24 @@ from robust_features.settings import UserError, nearest, settings
 OURS = "ours, on "
 EXACT = "exact values, without intervals"
 OWN = ("image-folder",)  # kinds of datasets that a reader brings: what is measured on them says nothing of a paper
-Words = Literal["holds", "mostly holds", "mixed", "does not hold", "open", "not run"]
+Words = Literal["holds", "holds, for another reason", "mostly holds", "mixed", "does not hold", "open", "not run"]
+HOLDING = ("holds", "holds, for another reason", "mostly holds")
 
 
 @settings
 class Entry:
-    """One entry of claims.yaml; `paper: ours, on …` makes it a control of ours, `about` the paper that it names."""
+    """One entry of claims.yaml; `paper: ours, on …` makes it a control of ours, `about` the paper that it names.
+
+    `another_reason` names a control: where both hold, the claim holds for another reason than the paper's. `found` are the
+    sentences that say so in plain words: if it `holds`, if it `fails`, and if it holds for that other `reason`."""
 
     paper: str
     place: str
     artefact: str | list[str]
     claim: str
     rule: Rule
+    another_reason: str = ""
+    found: dict[Literal["holds", "fails", "reason"], str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -51,6 +57,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     over: str = ""
     missing: str = ""
+    control: "Verdict | None" = None  # on the entry's `another_reason`
 
     def count(self, outcome: str) -> int:
         """How many comparisons are `for` the claim, `against` it, or `open`."""
@@ -64,9 +71,25 @@ class Verdict:
             return "not run"
         if against:
             return "mixed" if confirmed else "does not hold"
-        if undecided == 0:
-            return "holds"
-        return "mostly holds" if confirmed > undecided else "open"
+        if confirmed <= undecided:
+            return "open"
+        if self.control and self.control.word in HOLDING:
+            return "holds, for another reason"
+        return "mostly holds" if undecided else "holds"
+
+    @property
+    def finding(self) -> str:
+        """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
+        confirmed, against, total = self.count("for"), self.count("against"), len(self.comparisons)
+        said = self.entry.found
+        if self.word in ("open", "not run") or not said:
+            return ""
+        if self.word == "does not hold":
+            rest = "" if against == total else f" (in {against} of {total} comparisons; {total - against} undecided)"
+            return f"{said['fails']}{rest}"
+        rest = "" if confirmed == total else f" in {confirmed} of {total} comparisons"
+        rest += f", and the reverse in {against}" if against else ""
+        return f"{said['reason' if self.word == 'holds, for another reason' else 'holds']}{rest}"
 
     @property
     def deciding(self) -> Comparison | None:
@@ -103,8 +126,9 @@ class Verdict:
     def _repr_markdown_(self) -> str:
         if not self.comparisons:
             return f"> **{self.word}** — {self.entry.claim} ({self.entry.place}): {self.missing}."
+        reason = f" {self.control.finding}." if self.word == "holds, for another reason" else ""
         return (
-            f"> **{self.word}** — {self.entry.claim} ({self.entry.place}). {self.counts}. "
+            f"> **{self.word}** — {self.entry.claim} ({self.entry.place}).{reason} {self.counts}. "
             f"What decides: {self.decided_by}."
         )
 
@@ -145,13 +169,14 @@ def judge(entry: Entry, folder: Path, *, own: set[str] = frozenset()) -> Verdict
     for dimension, values in rule.unless.items():
         rows = rows[~rows[dimension].isin(values)]
     found = tuple(compared(rule, rows))
+    control = judge(entries()[entry.another_reason], folder, own=own) if entry.another_reason else None
     if not found and rule.compare:
         asked = [side for each in (rule.more, rule.less) for side in ([each] if isinstance(each, str) else each)]
         there = [*rows[rule.compare].unique()]
         absent = [name for name in asked if name not in there]
         why = _none(rule.compare, absent, there) if absent else f"no two rows differ in {rule.compare} alone"
         return Verdict(entry, missing=why)
-    return Verdict(entry, found, _over(rows), "" if found else "fewer rows than the rule needs")
+    return Verdict(entry, found, _over(rows), "" if found else "fewer rows than the rule needs", control)
 
 
 def measured(artefact: str, folder: Path) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -94,6 +94,11 @@ class Comparison:
     margin: float  # between the intervals, positive the claim's way; where they overlap the difference of the values
     numbers: str
     looks: int = 1
+    effect: float = float("nan")  # the difference of the values, positive the claim's way, and its 95 % interval
+    low: float = float("nan")
+    high: float = float("nan")
+    n: float = float("nan")  # the smaller of the two rows' n
+    seeds: float = float("nan")
 
 
 def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
@@ -128,7 +133,7 @@ def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
     ]
     if found:
         worst = min(found, key=lambda each: ("against", "open", "for").index(each.outcome) * 1e6 + each.margin)
-        yield Comparison(worst.where, worst.outcome, worst.margin, worst.numbers, len(found))
+        yield replace(worst, looks=len(found))
 
 
 def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
@@ -159,7 +164,7 @@ def _trend(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
     ]
     ends, back = found[len(line) - 2], min(found, key=lambda each: each.margin)
     decides = back if back.outcome == "against" else ends
-    yield Comparison(where, decides.outcome, decides.margin, decides.numbers, len(pairs))
+    yield replace(decides, looks=len(pairs))
 
 
 def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
@@ -171,7 +176,7 @@ def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
         return
     last, before = found[-1], min(found[:-1], key=lambda each: each.margin)
     outcome = "open" if last.outcome == "for" and before.outcome != "against" else last.outcome
-    yield Comparison(last.where, outcome, last.margin, last.numbers, len(found))
+    yield replace(last, outcome=outcome, looks=len(found))
 
 
 def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
@@ -182,19 +187,37 @@ def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
     if len(points) > 3:
         found = pearsonr(points["other"], points["value"])
         low, high = found.confidence_interval()
-        row = Series({"value": found.statistic, "low": low, "high": high})
+        row = Series({"value": found.statistic, "low": low, "high": high, "n": len(points)})
         zero = Series({"value": 0.0, "low": 0.0, "high": 0.0})
         numbers = f"correlation {found.statistic:.2f} [{low:.2f}, {high:.2f}] over {len(points)} points"
         yield _pair(row, zero, "", numbers)
 
 
 def _pair(more: Series, less: Series, where: str, numbers: str, looks: int = 1) -> Comparison:
-    """Which way two intervals part."""
+    """Which way two intervals part, and the difference of their values."""
+    effect, low, high = difference(more, less)
+    n, seeds = (_least(name, more, less) for name in ("n", "seeds"))
+    rest = dict(looks=looks, effect=effect, low=low, high=high, n=n, seeds=seeds)
     if more["low"] > less["high"]:
-        return Comparison(where, "for", more["low"] - less["high"], numbers, looks)
+        return Comparison(where, "for", more["low"] - less["high"], numbers, **rest)
     if more["high"] < less["low"]:
-        return Comparison(where, "against", more["high"] - less["low"], numbers, looks)
-    return Comparison(where, "open", more["value"] - less["value"], numbers, looks)
+        return Comparison(where, "against", more["high"] - less["low"], numbers, **rest)
+    return Comparison(where, "open", more["value"] - less["value"], numbers, **rest)
+
+
+def difference(more: Series, less: Series) -> tuple[float, float, float]:
+    """The difference of two values and its 95 % interval, by their own intervals (Newcombe 1998, method 10).
+
+    Each side of it is the root of the two distances' squares, as if the values were independent; NaN without intervals."""
+    effect = more["value"] - less["value"]
+    below = ((more["value"] - more["low"]) ** 2 + (less["high"] - less["value"]) ** 2) ** 0.5
+    above = ((more["high"] - more["value"]) ** 2 + (less["value"] - less["low"]) ** 2) ** 0.5
+    return effect, effect - below, effect + above
+
+
+def _least(column: str, *rows: Series) -> float:
+    """The smallest number that rows have in a column, NaN if none has one."""
+    return pd.to_numeric(Series([row.get(column) for row in rows], dtype=object), errors="coerce").min()
 
 
 def _said(row: Series) -> str:
