@@ -58,15 +58,6 @@ def test_the_index_shows_another_verdict_when_a_result_changes(project):
         )
 
 
-def test_the_first_page_leads_to_every_scale_there_is(project):
-    for scale in ("quick", "published/gpu"):
-        (project / "reports" / scale).mkdir(parents=True)
-        (project / "reports" / scale / "index.html").touch()
-    html = index.all_scales().read_text("utf-8")
-    assert '<a href="quick/index.html">quick</a>, run here' in html
-    assert '<a href="published/gpu/index.html">gpu</a>, published' in html
-
-
 def test_one_latex_document_inputs_every_table_that_is_made(project):
     write_notebook(project, "11-first", ["# First"], companion=companion(**{"p-table-1": "A", "p-table-2": "B"}))
     tables = project / "reports/quick/11-first/tables"

@@ -80,15 +80,16 @@ class Verdict:
     @property
     def finding(self) -> str:
         """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
-        confirmed, against, total = self.count("for"), self.count("against"), len(self.comparisons)
+        confirmed, against, undecided = map(self.count, ("for", "against", "open"))
+        total = len(self.comparisons)
         said = self.entry.found
         if self.word in ("open", "not run") or not said:
             return ""
         if self.word == "does not hold":
-            rest = "" if against == total else f" (in {against} of {total} comparisons; {total - against} undecided)"
+            rest = "" if against == total else f" in {against} of {total} comparisons, and {undecided} are undecided"
             return f"{said['fails']}{rest}"
         rest = "" if confirmed == total else f" in {confirmed} of {total} comparisons"
-        rest += f", and the reverse in {against}" if against else ""
+        rest += f"; the reverse in {against}, and {undecided} undecided" if against else ""
         return f"{said['reason' if self.word == 'holds, for another reason' else 'holds']}{rest}"
 
     @property

@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from companion.paths import page_folder
-from companion.report.shown import Conditions, Shown, write
+from companion.report.shown import HEAVY, Conditions, Shown, write
 from companion.report.tables import faults
 
 INK = "#1f2328"  # what is drawn in this colour takes the reader's text colour in the SVG
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
-HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
 DPI = 150
 
 

@@ -1,5 +1,6 @@
 """Grids of images, in columns or in rows, and what is said above them as rows of a CSV."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from companion.paths import page_folder
 from companion.report.figures import plain
+from companion.report.shown import write
 
 
 def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
@@ -28,6 +31,15 @@ def in_rows(rows: Mapping[str, Sequence], names: Sequence[str] = ()) -> Figure:
     axis.set_yticks([row + 0.46 for row in range(len(rows))], [*map(plain, rows)])
     axis.set_xticks([column + 0.5 for column in range(len(names))], [*map(plain, names)])
     return drawing
+
+
+def pixels(pictures: Mapping[str, Sequence], *, artefact: str) -> None:
+    """Write figures/<artefact>-<name>.png of each picture (3, H, W), uint8 or in [0, 1], without anything around it."""
+    for name, picture in pictures.items():
+        shown = picture.clamp(0, 1) if picture.is_floating_point() else picture
+        buffer = io.BytesIO()
+        plt.imsave(buffer, shown.permute(1, 2, 0).numpy(), format="png", metadata={"Software": None})
+        write(page_folder() / "figures" / f"{artefact}-{name}.png", buffer.getvalue())
 
 
 def rows(titles: Mapping[str, Sequence[str]], names: Sequence[str]) -> pd.DataFrame:

@@ -1,11 +1,11 @@
-"""The contents: reports/<scale>/index.html, and reports/index.html, which leads to whichever scales there are."""
+"""The contents of one scale, reports/<scale>/index.html; the first page, of all scales, is `landing`'s."""
 
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from companion import paths
-from companion.report import library, search
+from companion.report import landing, library, search
 from companion.report.contents import (
     GROUNDWORK,
     LIBRARY,
@@ -83,16 +83,6 @@ def seeds(run: dict[str, Any]) -> str:
     return f"{several} of {len(counts)} groups of networks were trained with several seeds, and their intervals are over these."
 
 
-def all_scales() -> Path:
-    """Write reports/index.html: a link to every scale that has been run here or is published."""
-    target = paths.REPORTS / "index.html"
-    found = [*sorted(paths.REPORTS.glob("*/index.html")), *sorted(paths.REPORTS.glob("published/*/index.html"))]
-    scales = [index.parent.relative_to(paths.REPORTS).as_posix() for index in found]
-    body = TEMPLATES.get_template("scales.html.j2").render(name=NAME, scales=scales)
-    write(target, frame(body, target, title=NAME))
-    return target
-
-
 def all_tables(run: dict[str, Any]) -> Path:
     """Write tables.tex: one LaTeX document of every table that is made, in the order of the contents."""
     target = paths.REPORTS / run["scale"] / "tables.tex"
@@ -103,10 +93,10 @@ def all_tables(run: dict[str, Any]) -> Path:
 
 
 def index() -> Path:
-    """Write both, for params.yaml's run, and before them what they list: the library's page and the tables in LaTeX."""
+    """Write the contents of run.yaml's scale and the first page, and before them what they list: the library and the tables."""
     run = load_run()
     library.render(run)
     all_tables(run)
     target = scale_index(run)
-    all_scales()
+    landing.render()
     return target

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
+HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
+
+
 @dataclass(frozen=True)
 class Shown:
     """A table or figure: HTML that a notebook displays, and the `rows` of its CSV."""

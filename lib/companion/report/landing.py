@@ -1,0 +1,342 @@
+"""The first page, reports/index.html: what each paper claims, what was found, how sure that is; of every scale there is."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+from ruamel.yaml import YAML
+
+from companion import paths
+from companion.report.contents import LIBRARY, PAPERS, TEMPLATE, TEMPLATES, called, frame, sections
+from companion.report.scales import Scale, scales
+from companion.report.shown import HEAVY, write
+
+if TYPE_CHECKING:
+    from companion.claims import Verdict
+
+CITATION = paths.LIBRARY.parent / "CITATION.cff"
+TEXT = YAML(typ="safe").load(Path(__file__).with_name("landing.yaml"))
+PARTS = {
+    "in-short": "In short",
+    "papers": "The four papers",
+    "how-sure": "How sure is this?",
+    "faults": "Faults we found",
+    "claims": "All claims",
+    "figures": "Six figures",
+    "reproduce": "Reproduce, use, cite",
+    "words": "Words",
+}
+MARKS = {"holds": "✓", "holds, for another reason": "✓", "mostly holds": "✓", "mixed": "◐", "does not hold": "✗"}
+MARKS |= {"open": "≈", "not run": "–"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a paper's main claims: the scale that tells, its verdicts on them, in sentences, and how sure that is."""
+
+    scale: Scale
+    verdicts: tuple["Verdict", ...]
+    found: str
+    confidence: str
+
+
+def render() -> Path:
+    """Write reports/index.html. With no report yet it says so; each statement is of the scale that says most about it."""
+    from companion.report.gaps import known_faults  # imports pandas, which running a notebook does without
+
+    target, found = paths.REPORTS / "index.html", scales()
+    pages = sections()
+    homes = {artefact: page.notebook.stem for page in pages for artefact in page.companion["artefacts"]}
+    body = TEMPLATES.get_template("landing.html.j2").render(
+        text=TEXT,
+        parts=PARTS,
+        scales=found,
+        papers=PAPERS,
+        outcomes={paper: outcome(reference["keys"], found) for paper, reference in PAPERS.items()},
+        abstract=abstract(found),
+        claims=[(scale, id, verdict) for scale in found for id, verdict in scale.verdicts.items()],
+        sureness=sureness(found),
+        faults=[each for each in known_faults() if each["artefact"] in homes],
+        figures=[shown for each in TEXT["figures"].items() if (shown := figure(*each, found, homes))],
+        thumbnails={paper: thumbnail(reference["thumbnail"], found) for paper, reference in PAPERS.items()},
+        evidence=lambda scale, artefact: scale.address(homes.get(artefact, ""), artefact),
+        first=lambda section: next((page for scale in found if (page := scale.page(section))), ""),
+        anywhere=lambda artefact: next((p for s in found if (p := s.address(homes[artefact], artefact))), ""),
+        strip=strip,
+        called=called,
+        effect=effect,
+        forest=forest,
+        marks=MARKS,
+        whole=whole,
+        newest=max((scale.provenance.get("started", "") for scale in found), default=""),
+        library=next((f"{scale.place}/{LIBRARY.file}" for scale in found if scale.find(LIBRARY.file)), ""),
+        example=(TEMPLATE / "example.txt").read_text("utf-8"),
+        citations=citations(YAML(typ="safe").load(CITATION)),
+    )
+    write(target, frame(body, target, title=TEXT["title"], toc=[*PARTS.items()] if found else []))
+    return target
+
+
+def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
+    """Of the scale that says most, where one of these claims was tested; None where none was."""
+    for scale in found:
+        verdicts = tuple(scale.verdicts[id] for id in claims if id in scale.verdicts)
+        if any(verdict.comparisons for verdict in verdicts):
+            return Outcome(scale, verdicts, " ".join(map(sentence, verdicts)), confidence(verdicts, scale))
+    return None
+
+
+def sentence(verdict: "Verdict") -> str:
+    """What was found, with the effect of the comparison that decides."""
+    if verdict.word == "not run":
+        return ""
+    least = "weakest: " if len(verdict.comparisons) > 1 else ""
+    said = (
+        verdict.finding
+        or f"{'Undecided' if verdict.word == 'open' else verdict.word.capitalize()}: {verdict.entry.claim}"
+    )
+    return f"{said} ({least}{effect(verdict)})."
+
+
+def effect(verdict: "Verdict") -> str:
+    """The effect of the comparison that decides, with its 95 % interval: +20.3 points [14.8, 25.9]."""
+    found = verdict.deciding
+    if found is None:
+        return ""
+    correlation = verdict.entry.rule.form == "correlates"
+    digits, unit = (2, "") if correlation else (1, " points")
+    text = f"{found.effect:+.{digits}f}{unit}"
+    if not isnan(found.low) and found.low != found.high:
+        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def whole(number: float) -> str:
+    """A count as text; a dash where there is none."""
+    return "–" if isnan(number) else f"{number:.0f}"
+
+
+def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
+    """How far to trust these verdicts, in a word, and why: photographs or digits, seeds, images, and whether all agree.
+
+    Low on digits. Else high with several seeds and no open comparison, moderate with one of the two, low with neither."""
+    every = [each for verdict in verdicts for each in verdict.comparisons]
+    seeds = int(min((each.seeds for each in every if not isnan(each.seeds)), default=1))
+    decided = all(each.outcome != "open" for each in every)
+    level = "Low" if scale.toy else ("Low", "Moderate", "High")[(seeds > 1) + decided]
+    counts = sorted(each.n for each in every if not isnan(each.n))
+    of = f"{seeds} trainings of each network" if seeds > 1 else "one training of each network"
+    n = "" if seeds > 1 or not counts else f", {_range(counts)} test images a comparison"
+    undecided = sum(each.outcome == "open" for each in every)
+    rest = (
+        f", {undecided} of {len(every)} comparisons undecided"
+        if undecided
+        else f", all {len(every)} comparisons decided"
+    )
+    return f"{level}: {scale.images}, {of}{n}{rest}."
+
+
+def abstract(found: Sequence[Scale]) -> dict[str, Any] | None:
+    """The picture across the page: an image, its perturbation and the new class; what the index says if told which label."""
+    for scale in found:
+        rows = scale.rows("kim-given-label")
+        if rows.empty:
+            continue
+        rows = rows[rows["features"] == "R"]
+        one = rows[(rows["dataset"] == rows["dataset"].iloc[0]) & (rows["network"] == rows["network"].iloc[0])]
+        told = {given: part.iloc[0] for given, part in one.groupby("given")}
+        if {"true", "random"} <= {*told}:
+            return {"scale": scale, "images": _pictures(scale), "told": told, "sentence": _told(told, scale)}
+    return None
+
+
+def _told(told: dict[str, Any], scale: Scale) -> str:
+    from companion.report.tables import label
+
+    row, other = told["true"], told["random"]
+    said = f"Told the true label, the robust channels of {label(row['network'])} predict it for {row['value']:.0f} % of the "
+    said += f"test images of {label(row['dataset'])}; told a random label, they predict that one for {other['value']:.0f} %."
+    word = scale.verdicts["kim-index-records-the-label"].word if "kim-index-records-the-label" in scale.verdicts else ""
+    if word == "holds":
+        return f"{said} What these channels carry is largely the label that the method was told."
+    return f"{said} How much of the label these channels carry differs." if word == "mixed" else said
+
+
+def _pictures(scale: Scale) -> list[dict[str, str]]:
+    """The images of Kim et al.'s Fig. 4 as the page holds them, with what stands above each."""
+    import pandas as pd
+
+    titles = scale.find("kim-figure-4.csv")
+    if titles is None:
+        return []
+    rows = pd.read_csv(titles, dtype=str, keep_default_na=False)
+    files = {row.panel: scale.find(f"kim-figure-4-{row.panel}.png") for row in rows.itertuples()}
+    if None in files.values():
+        return []
+    said = dict(zip(rows["panel"], rows["title"], strict=True))
+    return [{"name": name, "said": said[name], "source": _inline(path)} for name, path in files.items() if path]
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def strip(verdicts: Sequence["Verdict"]) -> list[tuple[str, int]]:
+    """How many claims have each verdict, in the order of `MARKS`."""
+    words = [verdict.word for verdict in verdicts]
+    return [(word, words.count(word)) for word in MARKS if word in words]
+
+
+def sureness(found: Sequence[Scale]) -> list[tuple[str, list[list[str]]]]:
+    """What stands behind the numbers: for each row, of every scale, one line or several."""
+    return [(name, [tell(scale) for scale in found]) for name, tell in SURE.items()]
+
+
+def _images(scale: Scale) -> list[str]:
+    from companion.report.tables import label
+
+    return [scale.run.get("title", scale.name), ", ".join(label(name) for name in scale.run.get("datasets", {}))]
+
+
+def _counts(scale: Scale) -> list[str]:
+    every = [each for verdict in scale.verdicts.values() for each in verdict.comparisons]
+    counts = sorted(each.n for each in every if not isnan(each.n) and not each.seeds > 1 and each.n >= 10)
+    return [f"{_range(counts)} a value" if counts else "–"]
+
+
+def _seeds(scale: Scale) -> list[str]:
+    counts = [len(group.get("seeds", [0])) for group in scale.run.get("networks", {}).values()]
+    several = [count for count in counts if count > 1]
+    if not counts:
+        return ["one a network, where tables do not say otherwise"]
+    one = f"one for {len(counts) - len(several)} groups of networks" if len(several) < len(counts) else ""
+    more = f"{_range(sorted(several))} for {len(several)}" if several else ""
+    return [text for text in (one, more) if text]
+
+
+def _radii(scale: Scale) -> list[str]:
+    """The ε of every PGD that the groups make, by norm."""
+    radii: dict[str, set[float]] = {}
+    for group in scale.run.get("networks", {}).values():
+        for name, attack in group.get("attacks", {}).items():
+            if name in ("pgd", "l2") and "epsilon" in attack:
+                radii.setdefault(attack.get("norm", "linf"), set()).add(_number(attack["epsilon"]))
+    names = {"linf": "L∞", "l2": "L2"}
+    return [
+        f"{names[norm]}: {', '.join(f'{each:.3g}' for each in sorted(values))}" for norm, values in radii.items()
+    ] or ["–"]
+
+
+def _clean(scale: Scale) -> list[str]:
+    """Clean accuracy of some rows beside the paper's, of another dataset where it has no such value."""
+    import pandas as pd
+
+    from companion.report.tables import label
+
+    found = []
+    for artefact, where in TEXT["clean"].items():
+        rows = scale.rows(artefact)
+        if rows.empty or not {*where} <= {*rows}:
+            continue
+        for name, value in where.items():
+            rows = rows[rows[name] == value]
+        for row in rows.to_dict("records"):
+            network = label(row.get("network") or row.get("classifier") or row.get("trained on") or "")
+            theirs = pd.to_numeric(pd.Series([row.get("paper"), row.get("reference")]), errors="coerce").dropna()
+            beside = (
+                f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else ', other images'})" if len(theirs) else ""
+            )
+            found.append(
+                f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}: {row['value']:.1f}{beside}"
+            )
+    return found or ["–"]
+
+
+def _leave_out(scale: Scale) -> list[str]:
+    seeds = {len(group.get("seeds", [0])) for group in scale.run.get("networks", {}).values()} or {1}
+    said = ["another training of the same network"] if seeds == {1} else []
+    said += ["another training, where a group has one seed"] if 1 in seeds and len(seeds) > 1 else []
+    return [*said, "other images, architectures, ε, and settings of training", "that many comparisons are made at once"]
+
+
+SURE = {
+    "Images": _images,
+    "Test images (n)": _counts,
+    "Trainings (seeds)": _seeds,
+    "ε": _radii,
+    "Clean accuracy (%)": _clean,
+    "What the intervals leave out": _leave_out,
+    "Made": lambda scale: [scale.provenance.get("started", "–"), scale.provenance.get("commit", "")[:10]],
+    "On": lambda scale: [scale.provenance.get("hardware", "–")],
+}
+
+
+def figure(artefact: str, claim: str, found: Sequence[Scale], homes: dict[str, str]) -> dict[str, str] | None:
+    """A figure of the scale that says most, its address, and the finding of `claim` as its caption."""
+    for scale in found:
+        if path := thumbnail(artefact, [scale]):
+            verdict = scale.verdicts.get(claim)
+            said = sentence(verdict) if verdict else ""
+            under = f"{called(artefact)}, {scale.name}"
+            return {
+                "image": path,
+                "page": scale.address(homes.get(artefact, ""), artefact),
+                "said": said,
+                "under": under,
+            }
+    return None
+
+
+def thumbnail(artefact: str, found: Sequence[Scale]) -> str:
+    """The address of a figure's picture: SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
+    for scale in found:
+        drawn = scale.find(f"{artefact}.svg")
+        picture = drawn if drawn and drawn.stat().st_size < HEAVY else scale.find(f"{artefact}.png")
+        if picture:
+            return picture.relative_to(paths.REPORTS).as_posix()
+    return ""
+
+
+def forest(verdict: "Verdict", width: int = 230) -> Markup:
+    """The effects of all comparisons as marks, and of the one that decides with its interval, from −100 to 100 points."""
+    scale = 100 if verdict.entry.rule.form == "correlates" else 1
+    at = lambda value: f"{width / 2 + max(-100, min(100, scale * value)) * (width - 12) / 200:.1f}"  # noqa: E731
+    marks = [f'<path d="M{width / 2} 2V20" class="zero"/>']
+    shown = [each for each in verdict.comparisons if not isnan(each.effect)]
+    marks += [f'<circle cx="{at(each.effect)}" cy="11" r="1.6" class="other"/>' for each in shown]
+    if (found := verdict.deciding) and not isnan(found.effect):
+        if not isnan(found.low):
+            marks.append(f'<path d="M{at(found.low)} 11H{at(found.high)}" class="interval"/>')
+        marks.append(f'<rect x="{float(at(found.effect)) - 3.5:.1f}" y="7.5" width="7" height="7"/>')
+    return Markup(f'<svg class="forest" viewBox="0 0 {width} 22" aria-hidden="true">{"".join(marks)}</svg>')
+
+
+def citations(cff: dict[str, Any]) -> str:
+    """BibTeX of this project and of every work that CITATION.cff refers to."""
+    entries = [("misc", "companion", {"title": cff["title"], "author": cff["authors"][0]["name"]})]
+    for each in cff["references"]:
+        people = " and ".join(f"{person['family-names']}, {person['given-names']}" for person in each["authors"])
+        where = each.get("collection-title") or each.get("journal", "")
+        kind, key = ("article", "journal") if each["type"] == "article" else ("inproceedings", "booktitle")
+        name = f"{each['authors'][0]['family-names'].lower()}{each['year']}"
+        about = {"title": each["title"], "author": people, key: where, "year": each["year"], "url": each["url"]}
+        entries.append((kind, name, about))
+    lines = ("\n".join(f"  {key} = {{{value}}}," for key, value in about.items()) for _, _, about in entries)
+    return "\n\n".join(
+        f"@{kind}{{{name},\n{inside}\n}}" for (kind, name, _), inside in zip(entries, lines, strict=True)
+    )
+
+
+def _range(numbers: Sequence[float]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+
+
+def _number(text: Any) -> float:
+    """8/255 as settings write it."""
+    above, _, below = str(text).partition("/")
+    return float(above) / float(below or 1)

@@ -1,0 +1,119 @@
+"""The reports that there are, by scale: run here or published; where each keeps its rows, its pages and its verdicts."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from html import unescape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from companion import paths
+from companion.report.contents import load_run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from companion.claims import Verdict
+
+ORDER = ("paper", "gpu", "photographs")  # the larger, the more a result says; digits, and scales of a reader, come last
+TOYS = ("digits",)  # kinds of datasets that say nothing of photographs
+FOOTER = re.compile(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The report of one scale in `folder`, made with the settings `run`."""
+
+    name: str
+    folder: Path
+    run: dict[str, Any]
+    published: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its folder as links in reports/index.html write it."""
+        return self.folder.relative_to(paths.REPORTS).as_posix()
+
+    @property
+    def toy(self) -> bool:
+        """Whether no photograph is among its images."""
+        return all(data.get("kind") in TOYS for data in self.run.get("datasets", {}).values())
+
+    @property
+    def images(self) -> str:
+        """What its images are, in two words."""
+        return "handwritten digits" if self.toy else "photographs"
+
+    def find(self, name: str) -> Path | None:
+        """A file of some page's tables/ or figures/."""
+        return next(self.folder.rglob(name), None)
+
+    def rows(self, artefact: str) -> "DataFrame":
+        """The measured rows of an artefact; none if it was not made."""
+        from companion.claims import measured
+
+        return measured(artefact, self.folder)
+
+    def page(self, section: str) -> str:
+        """The address of a section's page, as links in reports/index.html write it; empty if it was not made."""
+        names = (f"{section}/index.html", f"{section}.html")  # the latter in what was published earlier
+        return next((f"{self.place}/{quote(name)}" for name in names if (self.folder / name).exists()), "")
+
+    def address(self, section: str, artefact: str) -> str:
+        """The address of an artefact on its page; of the page, where it has no such anchor; empty without a page."""
+        page = self.page(section)
+        return f"{page}#{artefact}" if page and f'id="{artefact}"' in self._text(page) else page
+
+    def _text(self, page: str) -> str:
+        return (paths.REPORTS / page).read_text("utf-8")
+
+    @cached_property
+    def verdicts(self) -> dict[str, "Verdict"]:
+        """The verdict on every claim. What was published before a claim asked for other columns has none on it."""
+        import pandas as pd
+
+        from companion.claims import OWN, Verdict, entries, judge
+        from robust_features.settings import UserError
+
+        own = {name for name, data in self.run.get("datasets", {}).items() if data.get("kind") in OWN}
+        found = {}
+        for id, entry in entries().items():
+            try:
+                found[id] = judge(entry, self.folder, own=own)
+            except (UserError, pd.errors.MergeError):
+                if not self.published:
+                    raise
+                found[id] = Verdict(entry, missing="published with other columns")
+        return found
+
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """Commit, date, hardware: of what is published by its manifest, else by the footer of its newest page."""
+        manifest = self.folder / "manifest.json"
+        if manifest.exists():
+            return json.loads(manifest.read_text("utf-8"))["provenance"]
+        pages = [page for page in self.folder.glob("*/index.html") if re.match(r"\d", page.parent.name)]
+        texts = (page.read_text("utf-8").rpartition("<footer>")[2] for page in pages)
+        footers = [{name: unescape(value) for name, value in FOOTER.findall(text)} for text in texts]
+        return max(footers, key=lambda each: each.get("started", ""), default={})
+
+
+def scales() -> list[Scale]:
+    """Every scale that has a report, those first that say most; of one that was run here and published, the former."""
+    found = {scale.name: scale for scale in (*_found(published=True), *_found(published=False))}
+    rank = {name: place for place, name in enumerate(ORDER)}
+    return sorted(found.values(), key=lambda scale: (rank.get(scale.name, len(ORDER)), scale.name))
+
+
+def _found(*, published: bool) -> Iterator[Scale]:
+    for index in sorted((paths.REPORTS / "published" if published else paths.REPORTS).glob("*/index.html")):
+        folder, current = index.parent, load_run()
+        manifest = folder / "manifest.json"
+        if manifest.exists():
+            run = json.loads(manifest.read_text("utf-8"))["params"]
+        else:
+            run = current if current["scale"] == folder.name else {"scale": folder.name, "title": folder.name}
+        yield Scale(folder.name, folder, run, published)
