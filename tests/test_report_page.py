@@ -25,9 +25,20 @@ def project(tmp_path, monkeypatch):
     return make_project(tmp_path, monkeypatch)
 
 
-def show(project, *cells, outputs=(), run=None, name="11-first"):
+KEY = """
+agreement:
+  paper: P
+  place: Table 2
+  artefact: kim-table-2
+  claim: R exceeds Int
+  rule: {compare: features, more: R, less: Int}
+  found: {holds: R beats Int, fails: Int beats R}
+"""
+
+
+def show(project, *cells, outputs=(), run=None, name="11-first", **about):
     """The HTML of a section page with `cells`, whose last one has `outputs`."""
-    path = write_notebook(project, name, ["# A *claim*", *cells], companion=companion())
+    path = write_notebook(project, name, ["# A *claim*", *cells], companion={**companion(), **about})
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[-1]["outputs"] = list(outputs)
     notebook.metadata["provenance"] = PROVENANCE
@@ -37,10 +48,35 @@ def show(project, *cells, outputs=(), run=None, name="11-first"):
     return target.read_text("utf-8")
 
 
-def test_a_page_is_small_asks_for_nothing_and_folds_its_code(project):
+def test_a_page_is_small_asks_for_nothing_and_hides_its_code_behind_one_switch(project):
     html = show(project, "# Prose", "import numpy")
     assert not re.search(r'(src|href)="(https?:)?//|@import|url\(|<script', html) and len(html) < 30_000
-    assert '<details class="code"><summary>code</summary>' in html and "<title>A claim</title>" in html
+    assert '<div class="code">' in html and html.count('type="checkbox"') == 1 and "<title>A claim</title>" in html
+
+
+def test_what_stands_before_the_second_words_is_folded_as_the_set_up(project):
+    html = show(project, "import numpy", "run = 1", "# Prose", "print(1)")
+    setup = html.partition('<details class="setup"><summary>Set-up</summary>')[2].partition("</details>")[0]
+    assert setup.count('<section class="cell"') == 2 and "Prose" not in setup
+    assert "<details" not in show(project, "import numpy"), "nothing to fold without words after it"
+
+
+VERDICTS = {90: ("R beats Int", "holds"), 10: ("Int beats R", "does not hold"), 50: ("", "open")}
+
+
+@pytest.mark.parametrize("robust", VERDICTS)
+def test_a_heading_says_what_was_found_and_asks_while_nothing_was(project, robust):
+    finding, word = VERDICTS[robust]
+    (project / "claims.yaml").write_text(KEY)
+    table = project / "reports/quick/11-first/tables/kim-table-2.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text(f"features,ours,low,high,n\nR,{robust},{robust - 5},{robust + 5},200\nInt,50,45,55,200\n")
+    html = show(project, key="agreement", doubt="It may be luck.")
+    assert re.search(r"<h1[^>]*>(.*?) <a", html)[1] == (finding or "A <em>claim</em>")
+    assert ('<p class="question">A claim</p>' in html) == bool(finding) and "It may be luck." in html
+    assert (
+        f"</b> {word}</span>" in html and "<dd>Low: handwritten digits, one training of each network, 200 test" in html
+    )
 
 
 def test_equations_become_mathml_and_code_spans_survive(project):

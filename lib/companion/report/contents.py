@@ -133,6 +133,7 @@ def frame(body: str, target: Path, *, run: dict[str, Any] | None = None, page: P
     `more`: `title`, `toc` (anchors and headings), `provenance` (the footer)."""
     if run:
         more["root"] = Path(os.path.relpath(paths.REPORTS / run["scale"], target.parent)).as_posix()
+        more["scale"] = run["scale"]
         more["banner"] = {"quick": QUICK, "paper": ""}.get(run["scale"], run["title"])
     if run and page:
         around = [None, *sections(), *groundwork(run), LIBRARY, None]

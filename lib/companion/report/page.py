@@ -2,9 +2,11 @@
 
 import base64
 import mimetypes
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
+from html import escape
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,18 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from companion.report.contents import TEMPLATE, Page, frame, title
+from companion import paths
+from companion.report.contents import TEMPLATE, TEMPLATES, Page, frame, title
+from companion.report.landing import MARKS, confidence, sentence, thumbnail
+from companion.report.scales import Scale, scales
 from companion.report.shown import write
 from robust_features.settings import UserError
 
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
 MISSING = {r"{aligned}": "{align*}", r"\arg\max": r"\operatorname{arg}\max", r"\arg\min": r"\operatorname{arg}\min"}
 MISSING |= {r"\mathbb{1}": "𝟙", r"\mathbb 1": "𝟙"}  # what latex2mathml does not know, written as it does
+HEADING = re.compile(r'((?P<open><h1[^>]*>).*?(?P<anchor> <a [^>]*class="anchor".*?</h1>))')
+SWITCH = '\n<p class="switches"><label><input type="checkbox" id="show-code"> Show all code</label></p>'
 ANCHOR = re.compile(r'(?<=<h\d )id="([^"]*)">(.*?) <a ([^>]*)href="#\1"([^>]*)>#</a>')
 
 
@@ -37,10 +44,52 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
     )
     body, _ = exporter.from_notebook_node(notebook)
     body = _own_anchors(body.replace("<pre>", '<pre tabindex="0">'))  # what may scroll can be reached by keys
+    body = _folded(body)
+    if page and page.companion:
+        body, more = _topped(body, target, run, page)
+    else:
+        body, more = HEADING.sub(rf"\1{SWITCH}", body, count=1), {}
     headings = re.findall(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"', body)
     toc = [(anchor, re.sub("<[^>]+>", "", heading)) for anchor, heading in headings]
     footer = notebook.metadata.get("provenance")
-    write(target, frame(body, target, run=run, page=page, title=title(notebook.cells), toc=toc, provenance=footer))
+    more |= dict(run=run, page=page, title=title(notebook.cells), toc=toc, provenance=footer)
+    write(target, frame(body, target, **more))
+
+
+def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[str, dict[str, Any]]:
+    """The page with its top: the finding at this scale for a heading, or the notebook's question while it is open."""
+    from companion.claims import entries, judge, own_datasets  # imports pandas
+
+    scale, about = Scale(run["scale"], target.parent, run), page.companion
+    verdict = judge(entries()[about["key"]], target.parent, own=own_datasets()) if "key" in about else None
+    artefact, finding = about.get("figure", ""), verdict.finding if verdict else ""
+    drawn = thumbnail(artefact, [scale]) if artefact else ""
+    top = TEMPLATES.get_template("top.html.j2").render(
+        finding=finding,
+        question=page.title,
+        verdict=verdict,
+        doubt=about.get("doubt"),
+        found=sentence(verdict) if verdict else "",
+        confidence=confidence([verdict], scale) if verdict else "",
+        figure=f"figures/{Path(drawn).name}" if drawn else "",
+        artefact=artefact,
+        shows=about["artefacts"].get(artefact, ""),
+        marks=MARKS,
+    )
+    heading = rf"\g<open>{escape(finding)}\g<anchor>" if finding else r"\1"
+    elsewhere = [(other.name, other.page(page.notebook.stem)) for other in scales() if other.name != run["scale"]]
+    back = Path(os.path.relpath(paths.REPORTS, target.parent)).as_posix()
+    more = {"elsewhere": [(name, f"{back}/{address}") for name, address in elsewhere if address]}
+    return HEADING.sub(lambda found: found.expand(heading) + top, body, count=1), more
+
+
+def _folded(body: str) -> str:
+    """The cells between the first words and the next in one fold: the set-up, which few readers want to see."""
+    first, found, rest = body.partition("</div>\n<section")
+    setup, prose, after = f"{found.removeprefix('</div>')}{rest}".partition('<div class="prose">')
+    if not found or not prose or first.count('<div class="prose">') != 1:
+        return body
+    return f'{first}</div>\n<details class="setup"><summary>Set-up</summary>{setup}</details>\n{prose}{after}'
 
 
 def markdown(

@@ -1,6 +1,7 @@
 """Results that cost more than minutes are committed: reports/published/<scale>/, with a manifest of what they are."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ def publish(run: dict[str, Any], provenance: dict[str, Any]) -> Path:
         raise UserError(f"{source} holds no report yet: run `make reproduce SCALE={run['scale']}` first")
     with atomic(target) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
+        for page in partial.rglob("*.html"):
+            page.write_text(_deeper(page.read_text("utf-8")), "utf-8")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
         manifest = {"provenance": provenance, "params": run, "files": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return target
+
+
+def _deeper(html: str) -> str:
+    """A page one folder further down: its way to the first page; it keeps no links to other scales, which may not be there."""
+    html = html.replace('data-home href="', 'data-home href="../')
+    return re.sub(r'<nav class="switch".*?</nav>\n', "", html, flags=re.DOTALL)

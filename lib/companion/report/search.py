@@ -28,7 +28,7 @@ def _sections(folder: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _page(page: Page, place: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    yield page.title, "", place, page.address
+    yield page.title, page.companion.get("topics", ""), place, page.address
     html = (folder / page.file).read_text("utf-8") if (folder / page.file).exists() else ""
     for anchor, heading in HEADING.findall(html):
         yield unescape(re.sub("<[^>]+>", "", heading)), "", f"{place} {page.title}".strip(), f"{page.address}#{anchor}"
