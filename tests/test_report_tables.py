@@ -82,8 +82,9 @@ def test_the_csv_has_ours_first_and_then_what_was_not_run(page):
 
 def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
     html = make(agreement()).html
-    assert "<b>90.0</b> ±2.0<small>95.06 (−5.1)</small>" in html and "12 of the paper&#x27;s" not in html
-    assert "12 of the paper's 18 values were not run" in html and "n = 400" in html
+    assert "<b>90.0</b> <i>±2.0</i><small>95.06 (−5.1)</small>" in html and "paper&#x27;s" not in html
+    assert "other values, 12 of 18, have no partner at this scale: it has no networks on SVHN, Tiny-ImageNet" in html
+    assert "n = 400" in html
     assert html.index("FGSM") < html.index("PGD") and html.index("VGG-16") < html.index(
         "WRN-28-10"
     )  # the order of LABELS
@@ -98,10 +99,39 @@ def test_numbers_stand_in_their_order_and_other_names_as_they_were_met():
     assert places == sorted(places)
 
 
-def test_another_datasets_value_is_marked_and_not_subtracted():
+def test_another_datasets_values_stand_apart_once_and_are_not_subtracted():
     shown = make(agreement("digits"), reference={"dataset": "cifar10"})
-    assert "<small>95.06†</small>" in shown.html and "† The paper's value on <b>CIFAR-10</b>" in shown.html
+    ours, _, apart = shown.html.partition("The paper's values on <b>CIFAR-10</b>")
+    assert "95.06" not in ours and apart.count("95.06") == 1 and "12 of 18" in apart
     assert shown.rows["difference"].isna().all() and shown.rows["paper"][:6].isna().all()
+    mine = make(agreement("digits", given="true"), reference={"dataset": "cifar10"}, columns=["given", "network"])
+    assert mine.html.count("95.06") == 1
+
+
+def test_a_paper_none_of_whose_values_has_a_partner_is_not_said_to_have_been_left_out_above_its_values():
+    shown = make(agreement("digits"))
+    assert "18 of 18, have no partner at this scale" in shown.html and "Small:" not in shown.html
+
+
+def test_exact_values_have_neither_a_spread_nor_an_n_and_several_seeds_that_agree_have_both():
+    rows = pd.DataFrame({"x": ["a"], "y": ["b"], "value": 1.0, "low": 1.0, "high": 1.0, "n": [pd.NA]})
+    how = dict(artefact="own", caption="", index=["x"], columns=["y"])
+    exact = report.table(rows, **how).html
+    assert "±" not in exact and "n =" not in exact and "exact values" in exact
+    assert "±0.0" in report.table(rows.assign(n=3), **how).html
+
+
+def test_decimals_end_where_the_interval_begins_and_nothing_is_bold_where_all_is_ours():
+    html = make(agreement(), decimals=2).html
+    assert "<b>90.0</b>" in html and "90.00" not in html
+    assert "90.00 <i>±0.04</i>" in make(agreement().assign(low=89.96, high=90.04), artefact="own", decimals=2).html
+    assert "<b>" not in make(agreement(), artefact="own").html.partition("<table")[2].partition("</table>")[0]
+
+
+def test_the_features_of_a_header_are_defined_under_the_pointer():
+    rows = pd.concat([agreement(features=name) for name in ("R", "NR")])
+    html = make(rows, artefact="own", columns=["dataset", "network", "features"]).html
+    assert '<abbr title="accuracy when only the robust channels Z_r are kept">R</abbr>' in html
 
 
 def test_a_network_that_stands_for_the_papers_is_joined_by_its_name_and_says_so():
@@ -130,7 +160,7 @@ def test_a_missing_value_and_several_units_are_shown(page):
     rows = agreement().assign(unit=["%", "L2"] * 3)
     rows.loc[0, ["value", "low", "high"]] = np.nan
     html = make(rows, artefact="norms").html
-    assert "<b>–</b> %" in html and "<b>90.0</b> ±2.0 L2" in html and "in %" not in html
+    assert "– %" in html and "90.0 <i>±2.0</i> L2" in html and "in %" not in html
     assert "-- \\%" in (page / "tables/norms.tex").read_text()
 
 
@@ -174,7 +204,7 @@ def test_a_name_is_text_in_rows_columns_units_and_captions(page, name, latex):
     places = dict(index=["class"], columns=["as"], caption=f"Of {name}")
     shown = report.table(rows.assign(low=np.nan, high=np.nan, n=1), artefact="own", **places)
     as_html = escape(name, quote=False)
-    assert shown.html.count(f"<th>{as_html}</th>") == 2 and f"<b>1.0</b> {as_html}</td>" in shown.html
+    assert shown.html.count(f"<th>{as_html}</th>") == 2 and f">1.0 {as_html}</td>" in shown.html
     assert f"</a> Of {as_html}</figcaption>" in shown.html and name in {*shown.rows["class"]}
     text = (page / "tables/own.tex").read_text("utf-8")
     assert f"\n{latex} & 1.0 s & 1.0 s" in text and f"& 1.0 {latex} &" in text and f"{{Of {latex}}}" in text

@@ -41,6 +41,8 @@ GREEK = dict(
 LATEX = {sign: rf"$\{name}$" for sign, name in (MATH | GREEK).items()}
 LATEX |= {sign: rf"\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"} | {"−": "$-$", "–": "--"}
 LATEX |= {"^": r"\textasciicircum{}", "[": "{[}", "*": "{*}"}  # after the end of a row [ and * would belong to it
+GLOSSARY = YAML(typ="safe").load(Path(__file__).with_name("landing.yaml"))["glossary"]
+NAMED = re.compile(r"<th([^>]*)>(Int|R|NR|Z_r|Z_nr)</th>")  # what tables define under the pointer
 SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
 
 
@@ -117,8 +119,9 @@ def table(
 ) -> Shown:
     """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's, in its order.
 
-    Where the paper has no value, `reference` names another dataset of the paper to show: {"dataset": "cifar10"}. `stands_for`
-    tells for a dimension what the paper calls a value of ours: {"network": {"WRN-10-1": "wrn28-10"}}.
+    `reference` names another dataset of the paper, whose values are shown once, apart, where there are none on ours:
+    {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
+    {"network": {"WRN-10-1": "wrn28-10"}}.
     `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
     Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
     paper = published(artefact)
@@ -131,28 +134,29 @@ def table(
         tidy["seeds"] = conditions.seeds_of(tidy["n"][: len(rows)])
     ours = tidy[: len(rows)]
     digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
+    measured = "<b>{}</b>" if paper["value"].notna().any() else "{}"  # where all is ours nothing needs to stand out
     about = "~" if paper["approximate"].any() else ""
     units = ours["unit"].unique() if "unit" in ours else ["%"]
 
-    def cell(row: Series, measured: str, printed: str, plain: Callable[[str], str]) -> str:
+    def cell(row: Series, measured: str, spread: str, printed: str, plain: Callable[[str], str]) -> str:
         value, half = row["ours"], (row["high"] - row["low"]) / 2
-        text = measured.format(plain("–" if pd.isna(value) else f"{value:.{decimals}f}"))
-        text += plain("" if pd.isna(half) or pd.isna(value) else f" ±{half:.{decimals}f}")
+        places = min(decimals, 1) if half > 0.1 else decimals  # no decimals that the interval makes meaningless
+        text = measured.format(plain("–" if pd.isna(value) else f"{value:.{places}f}"))
+        exact = pd.isna(row["n"]) and half == 0
+        text += "" if pd.isna(half) or pd.isna(value) or exact else spread.format(plain(f"±{half:.{places}f}"))
         text += plain(f" {row['unit']}" if len(units) > 1 else "")
         if pd.notna(row["paper"]):
-            change = "" if pd.isna(value) else f" ({row['difference']:+.{decimals}f})".replace("-", "−")
+            change = "" if pd.isna(value) else f" ({row['difference']:+.{places}f})".replace("-", "−")
             text += printed.format(plain(f"{about}{row['paper']:.{digits}f}{change}"))
-        elif pd.notna(row["reference"]):
-            text += printed.format(plain(f"{about}{row['reference']:.{digits}f}†"))
         return text
 
-    def grid(measured: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
+    def grid(measured: str, spread: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
         known, theirs = [*LABELS.values()], [label(name) for each in labelled for name in _printed(paper, each)]
         place = {name: (theirs.index(name) if name in theirs else len(theirs)) for name in labelled.stack()}
         rank = {name: (at, known.index(name) if name in known else -1, _number(name)) for name, at in place.items()}
         ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
-        ordered["cell"] = [cell(row, measured, printed, plain) for _, row in ours.iterrows()]
+        ordered["cell"] = [cell(row, measured, spread, printed, plain) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
             raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
         wide = (
@@ -165,12 +169,12 @@ def table(
         wide = wide.rename_axis(index=lambda name: plain(name.capitalize()), columns=lambda name: None)
         return wide.rename(index=plain, columns=plain)
 
-    notes = _notes(ours, paper, not_run, units, reference or {}, conditions)
+    notes = _notes(ours, paper, not_run, units, reference or {}, conditions, columns)
     write(
         page_folder() / "tables" / f"{artefact}.tex",
-        latex_table(grid("{}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
+        latex_table(grid("{}", " {}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
     )
-    html = grid("<b>{}</b>", "<small>{}</small>", html_text)
+    html = grid(measured, " <i>{}</i>", "<small>{}</small>", html_text)
     return lay_out(html, tidy, artefact=artefact, caption=caption, conditions=conditions, notes=notes)
 
 
@@ -181,6 +185,9 @@ def lay_out(
     folder = page_folder() / "tables"
     write(folder / f"{artefact}.csv", rows)
     body = cells.to_html(escape=False, border=0).replace("<th></th>", "<td></td>")
+    body = NAMED.sub(
+        lambda found: f'<th{found[1]}><abbr title="{escape(GLOSSARY[found[2]])}">{found[2]}</abbr></th>', body
+    )
     body = body.replace("<table ", f'<table aria-labelledby="{artefact}-caption" ', 1)
     under = f". <small>{html_text(conditions.text)}</small>" if conditions else ""
     said = f'<a href="#{artefact}">{artefact}</a> {escape(caption)}{under}'
@@ -243,32 +250,51 @@ def _notes(
     units: list[str],
     reference: dict[str, str],
     conditions: Conditions | None,
+    columns: list[str],
 ) -> str:
     """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
     few, many = ours["n"].min(), ours["n"].max()
     over = f" {conditions.over}" if conditions else ""
-    half = f" ±half of the 95 % interval{over}" if ours["high"].notna().any() else ""
+    wide = (ours["high"] > ours["low"]) | ours["n"].notna() & ours["high"].notna()
+    half = (
+        f" ±half of the 95 % interval{over}" if wide.any() else "; exact values" if ours["high"].notna().any() else ""
+    )
     unit = f", in {html_text(units[0])}" if len(units) == 1 and units[0] else ""
     count = "" if pd.isna(few) else f"; n = {few}" + (f" to {many}" if few < many else "")
-    notes = f"<b>Ours</b>{half}{unit}{count}."
     if paper.empty:
-        return f"<p>{notes}</p>"
-    difference = " (difference)" if ours["difference"].notna().any() else ""
-    notes += f" <small>Small: {escape(paper.attrs['where'])}{difference}, "
-    notes += f"{evidence(paper.attrs['evidence'])}.</small>"
+        return f"<p>All values are ours{half}{unit}{count}.</p>"
+    notes = f"<b>Ours</b>{half}{unit}{count}."
+    if ours["paper"].notna().any():
+        notes += f" <small>Small: {escape(paper.attrs['where'])}"
+        notes += f"{' (difference)' if ours['difference'].notna().any() else ''}, {evidence(paper.attrs['evidence'])}.</small>"
+    notes = f"<p>{notes}</p>"
     if ours["reference"].notna().any():
-        other = ", ".join(html_text(label(name)) for name in reference.values())
-        notes += f" † The paper's value on <b>{other}</b>, another dataset: no difference is taken."
+        (dimension, name), *_ = reference.items()
+        of = not_run.index.get_level_values(dimension) == name
+        notes += f"\n<p>The paper's values on <b>{html_text(label(name))}</b>, other images than ours, so that no difference "
+        notes += f"is taken ({escape(paper.attrs['where'])}, {evidence(paper.attrs['evidence'])}):</p>"
+        notes += f"\n{SCROLL}{_listing(not_run[of].droplevel(dimension), columns)}</div>"
+        not_run = not_run[~of]
     if not_run.empty:
-        return f"<p>{notes}</p>"
-    flat = not_run.rename(index=label).rename("paper").rename_axis(index=str.capitalize)
-    listing = flat.unstack().rename_axis(columns=lambda name: None) if flat.index.nlevels > 1 else flat.to_frame()
-    summary = f"{len(not_run)} of the paper's {len(paper)} values were not run at this scale"
-    if "dataset" in not_run.index.names and "dataset" in ours:
-        asked = [label(name) for name in not_run.index.unique("dataset") if name not in {*ours["dataset"]}]
-        summary += f": it has no networks on {', '.join(asked)}" if asked else ": it has no such networks or attacks"
-    body = listing.to_html(border=0, na_rep="")
-    return f"<p>{notes}</p>\n<details><summary>{summary}</summary>\n{SCROLL}{body}</div>\n</details>"
+        return notes
+    lacking = [label(each) for each in not_run.index.unique("dataset")] if "dataset" in not_run.index.names else []
+    lacking = [each for each in lacking if each not in {*map(label, ours.get("dataset", []))}]
+    why = f"it has no networks on {', '.join(lacking)}" if lacking else "it has no such networks or attacks"
+    summary = f"The paper's other values, {len(not_run)} of {len(paper)}, have no partner at this scale: {why}"
+    return f"{notes}\n<details><summary>{summary}</summary>\n{SCROLL}{_listing(not_run, columns)}</div>\n</details>"
+
+
+def _listing(values: Series, columns: list[str]) -> str:
+    """The paper's values alone, laid out as ours are as far as they have the same dimensions."""
+    flat = values.rename(index=label).rename("paper").rename_axis(index=lambda name: str(name).capitalize())
+    across = [name.capitalize() for name in columns if name.capitalize() in flat.index.names]
+    across = across if len(across) < flat.index.nlevels else across[1:]
+    if not across:
+        return flat.to_frame().to_html(border=0, na_rep="")
+    order = [flat.index.unique(name) for name in across]
+    wide = flat.unstack(across).rename_axis(columns=[None] * len(across))
+    wide = wide.reindex(columns=order[0]) if len(order) == 1 else wide
+    return wide.to_html(border=0, na_rep="")
 
 
 def html_text(text: str) -> str:
