@@ -270,7 +270,7 @@ def test_a_rule_that_matches_no_row_says_what_there_is(page):
     assert "no values of kim-table-1" in verdict("kim-robust-features-hold").missing
     keep(page, rows(90, 50, example="clean"))
     said = verdict("kim-robust-features-hold")._repr_markdown_()
-    assert "**not run**" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
+    assert "</b> not run</span>" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
     keep(page, rows(90, 50).query("features == 'R'"))
     assert verdict("kim-robust-features-hold").missing == "no row has features = Int; there is R"
 

@@ -41,7 +41,7 @@ def test_the_index_lists_artefacts_thumbnails_and_groundwork(project):
 def test_the_index_begins_with_a_row_a_claim_that_links_to_its_evidence(project):
     make_page(project, "12-second")
     html = index.scale_index(contents.load_run()).read_text("utf-8")
-    rows = re.findall(r"<tr><td class=.*?</tr>", html.partition('class="ledger"')[2], re.DOTALL)
+    rows = re.findall(r"<tr><td><span class=.*?</tr>", html.partition('class="ledger"')[2], re.DOTALL)
     assert html.index('class="ledger"') < html.index('id="paper-1"') and len(rows) == 2
     assert '<a href="12-second/index.html#kim-table-2">' in rows[0] and "ours" not in rows[0]
     assert '<a href="12-second/index.html#kim-figure-5">' in rows[1] and '<i class="ours">ours</i> control' in rows[1]
@@ -54,7 +54,8 @@ def test_the_index_shows_another_verdict_when_a_result_changes(project):
         table.write_text(f"network,paper,ours,low,high\nvgg16,,40,{low},{high}\nwrn28-10,,40,35,45\n")
         html = index.scale_index(contents.load_run()).read_text("utf-8")
         assert re.search(
-            rf'<td class="{word.replace(" ", "-")}"><b aria-hidden="true">.</b> {word}</td>\n<td>one', html
+            rf'<span class="chip {word.replace(" ", "-")}"><b aria-hidden="true">.</b> {word}</span></td>\n<td>one',
+            html,
         )
 
 

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from companion import paths
 from companion.paths import page_folder
 from companion.report.contents import load_run
+from companion.report.shown import chip
 from companion.rules import Comparison, Rule, compared
 from robust_features.settings import UserError, nearest, settings
 
@@ -126,10 +127,10 @@ class Verdict:
 
     def _repr_markdown_(self) -> str:
         if not self.comparisons:
-            return f"> **{self.word}** — {self.entry.claim} ({self.entry.place}): {self.missing}."
+            return f"> {chip(self.word)} {self.entry.claim} ({self.entry.place}): {self.missing}."
         reason = f" {self.control.finding}." if self.word == "holds, for another reason" else ""
         return (
-            f"> **{self.word}** — {self.entry.claim} ({self.entry.place}).{reason} {self.counts}. "
+            f"> {chip(self.word)} {self.entry.claim} ({self.entry.place}).{reason} {self.counts}. "
             f"What decides: {self.decided_by}."
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from companion.report.captions import conditions
     from companion.report.comparisons import compared, steps
-    from companion.report.figures import curves, figure, plain, style
+    from companion.report.figures import curves, figure, multiples, plain, style
     from companion.report.sources import line, source
     from companion.report.tables import label, published, table
 
@@ -17,6 +17,7 @@ __all__ = [
     "figure",
     "label",
     "line",
+    "multiples",
     "plain",
     "published",
     "source",
@@ -31,6 +32,7 @@ _HOMES = {
     "figure": "figures",
     "label": "tables",
     "line": "sources",
+    "multiples": "figures",
     "plain": "figures",
     "published": "tables",
     "source": "sources",

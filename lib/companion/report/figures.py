@@ -59,6 +59,7 @@ def figure(
     source = f"data:image/{kind};base64,{base64.b64encode(shown).decode()}"
     width = int.from_bytes(png[16:20]) * 96 // DPI  # in CSS pixels, of which there are 96 an inch
     image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" style="max-width: 100%">'
+    image = f'<div class="scroll" tabindex="0">{image}</div>'
     if artefact is None:
         return Shown(f"<figure>\n{image}\n</figure>", data)
     if data is not None and conditions:
@@ -102,7 +103,37 @@ def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str
     for name, part in rows.groupby(hue, sort=False):
         colour = f"C{names.index(name)}"
         axis.plot(part[x], part["value"], marker="o", label=plain(name), color=colour)
-        axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour)
+        axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour, linewidth=0)
+
+
+def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, ylabel: str, across: int = 4) -> Figure:
+    """One small panel for each `panel` of a `group`: its line of `value` along `x` with its band, the others' lines in grey.
+
+    Many lines in one panel cannot be told apart; all panels share the vertical axis."""
+    from companion.report.tables import label
+
+    parts = {name: part for name, part in rows.groupby([group, panel], sort=False)}
+    deep = {name: -(-len([each for each in parts if each[0] == name]) // across) for name in rows[group].unique()}
+    drawing, axes = plt.subplots(
+        sum(deep.values()), across, figsize=(10, 2.3 * sum(deep.values())), sharey=True, squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_visible(False)
+    first = 0
+    for name, depth in deep.items():
+        those = [(key[1], part) for key, part in parts.items() if key[0] == name]
+        for axis, (which, part) in zip(axes[first : first + depth].flat, those, strict=False):
+            for other, line in those:
+                axis.plot(line[x], line["value"], color="#88888880", lw=0.8) if other != which else None
+            axis.plot(part[x], part["value"], color="C0", marker="o", ms=4)
+            axis.fill_between(part[x], part["low"], part["high"], alpha=0.25, facecolor="C0", linewidth=0)
+            axis.set_visible(True)
+            axis.set_title(plain(f"{label(name)}: {label(which)}"), fontsize=9)
+            axis.tick_params(labelsize=8)
+        first += depth
+    drawing.supxlabel(xlabel, fontsize=10)
+    drawing.supylabel(ylabel, fontsize=10)
+    return drawing
 
 
 def _save(fig: Figure, kind: str, **options: object) -> bytes:

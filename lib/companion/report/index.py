@@ -17,7 +17,7 @@ from companion.report.contents import (
     load_run,
     sections,
 )
-from companion.report.shown import write
+from companion.report.shown import MARKS, chip, picture, write
 
 if TYPE_CHECKING:
     from companion.claims import Verdict
@@ -54,6 +54,9 @@ def scale_index(run: dict[str, Any]) -> Path:
         home=home,
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
+        chip=chip,
+        marks=MARKS,
+        picture=lambda page, artefact: picture(target.parent / page.folder, artefact),
         made=lambda file: (target.parent / file).exists(),
         called=called,
         entries=search.entries(run, target.parent),

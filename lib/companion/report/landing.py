@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from companion import paths
 from companion.report.contents import LIBRARY, PAPERS, TEMPLATE, TEMPLATES, called, frame, sections
 from companion.report.scales import Scale, scales
-from companion.report.shown import HEAVY, write
+from companion.report.shown import MARKS, chip, picture, write
 
 if TYPE_CHECKING:
     from companion.claims import Verdict
@@ -30,8 +30,6 @@ PARTS = {
     "reproduce": "Reproduce, use, cite",
     "words": "Words",
 }
-MARKS = {"holds": "✓", "holds, for another reason": "✓", "mostly holds": "✓", "mixed": "◐", "does not hold": "✗"}
-MARKS |= {"open": "≈", "not run": "–"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ def render() -> Path:
         effect=effect,
         forest=forest,
         marks=MARKS,
+        chip=chip,
         whole=whole,
         newest=max((scale.provenance.get("started", "") for scale in found), default=""),
         library=next((f"{scale.place}/{LIBRARY.file}" for scale in found if scale.find(LIBRARY.file)), ""),
@@ -293,12 +292,7 @@ def figure(artefact: str, claim: str, found: Sequence[Scale], homes: dict[str, s
 
 def thumbnail(artefact: str, found: Sequence[Scale]) -> str:
     """The address of a figure's picture: SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
-    for scale in found:
-        drawn = scale.find(f"{artefact}.svg")
-        picture = drawn if drawn and drawn.stat().st_size < HEAVY else scale.find(f"{artefact}.png")
-        if picture:
-            return picture.relative_to(paths.REPORTS).as_posix()
-    return ""
+    return next((f"{scale.place}/{drawn}" for scale in found if (drawn := picture(scale.folder, artefact))), "")
 
 
 def forest(verdict: "Verdict", width: int = 230) -> Markup:

@@ -20,9 +20,9 @@ from traitlets.config import Config
 
 from companion import paths
 from companion.report.contents import TEMPLATE, TEMPLATES, Page, frame, title
-from companion.report.landing import MARKS, confidence, sentence, thumbnail
+from companion.report.landing import confidence, sentence, thumbnail
 from companion.report.scales import Scale, scales
-from companion.report.shown import write
+from companion.report.shown import chip, write
 from robust_features.settings import UserError
 
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
@@ -74,7 +74,7 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
         figure=f"figures/{Path(drawn).name}" if drawn else "",
         artefact=artefact,
         shows=about["artefacts"].get(artefact, ""),
-        marks=MARKS,
+        chip=chip,
     )
     heading = rf"\g<open>{escape(finding)}\g<anchor>" if finding else r"\1"
     elsewhere = [(other.name, other.page(page.notebook.stem)) for other in scales() if other.name != run["scale"]]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from robust_features.files import atomic
 
 if TYPE_CHECKING:
@@ -11,6 +13,24 @@ if TYPE_CHECKING:
 
 
 HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
+
+
+MARKS = {"holds": "✓", "holds, for another reason": "✓", "mostly holds": "✓", "mixed": "◐", "does not hold": "✗"}
+MARKS |= {"open": "≈", "not run": "–"}
+
+
+def picture(folder: Path, artefact: str) -> str:
+    """Where a figure lies, seen from `folder`: the SVG, which follows the reader's theme, unless it is heavy; empty if nowhere."""
+    found = {end: next(folder.rglob(f"{artefact}.{end}"), None) for end in ("svg", "png")}
+    drawn = found["svg"] if found["svg"] and found["svg"].stat().st_size < HEAVY else found["png"]
+    return drawn.relative_to(folder).as_posix() if drawn else ""
+
+
+def chip(word: str, count: int = 0) -> Markup:
+    """A verdict as HTML, the same on every page; with a `count`, of that many."""
+    kind = word.replace(",", "").replace(" ", "-")
+    said = f"{count} {word}" if count else word
+    return Markup(f'<span class="chip {kind}"><b aria-hidden="true">{MARKS[word]}</b> {said}</span>')
 
 
 @dataclass(frozen=True)

@@ -291,9 +291,7 @@ def _listing(values: Series, columns: list[str]) -> str:
     across = across if len(across) < flat.index.nlevels else across[1:]
     if not across:
         return flat.to_frame().to_html(border=0, na_rep="")
-    order = [flat.index.unique(name) for name in across]
-    wide = flat.unstack(across).rename_axis(columns=[None] * len(across))
-    wide = wide.reindex(columns=order[0]) if len(order) == 1 else wide
+    wide = flat.unstack(across, sort=False).rename_axis(columns=[None] * len(across))
     return wide.to_html(border=0, na_rep="")
 
 
