@@ -1,7 +1,7 @@
 """The first page, reports/index.html: what each paper claims, what was found, how sure that is; of every scale there is."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -34,11 +34,11 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a paper's main claims: the scale that tells, its verdicts on them, in sentences, and how sure that is."""
+    """What became of a paper's main claims: the scale that tells, its verdicts, each in a sentence, and how sure that is."""
 
     scale: Scale
     verdicts: tuple["Verdict", ...]
-    found: str
+    found: tuple[str, ...]
     confidence: str
 
 
@@ -56,7 +56,7 @@ def render() -> Path:
         papers=PAPERS,
         outcomes={paper: outcome(reference["keys"], found) for paper, reference in PAPERS.items()},
         abstract=abstract(found),
-        claims=[(scale, id, verdict) for scale in found for id, verdict in scale.verdicts.items()],
+        claims=[*judged(found)],
         sureness=sureness(found),
         faults=[each for each in known_faults() if each["artefact"] in homes],
         figures=[shown for each in TEXT["figures"].items() if (shown := figure(*each, found, homes))],
@@ -71,7 +71,7 @@ def render() -> Path:
         marks=MARKS,
         chip=chip,
         whole=whole,
-        newest=max((scale.provenance.get("started", "") for scale in found), default=""),
+        newest=max((scale.provenance for scale in found), key=lambda each: each.get("started", ""), default={}),
         library=next((f"{scale.place}/{LIBRARY.file}" for scale in found if scale.find(LIBRARY.file)), ""),
         example=(TEMPLATE / "example.txt").read_text("utf-8"),
         citations=citations(YAML(typ="safe").load(CITATION)),
@@ -85,8 +85,15 @@ def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
     for scale in found:
         verdicts = tuple(scale.verdicts[id] for id in claims if id in scale.verdicts)
         if any(verdict.comparisons for verdict in verdicts):
-            return Outcome(scale, verdicts, " ".join(map(sentence, verdicts)), confidence(verdicts, scale))
+            return Outcome(scale, verdicts, tuple(map(sentence, verdicts)), confidence(verdicts, scale))
     return None
+
+
+def judged(found: Sequence[Scale]) -> Iterator[tuple[Scale, str, "Verdict"]]:
+    """Every claim with its verdict at each scale that tested it; at the first one, where none did."""
+    for id in found[0].verdicts if found else ():
+        tested = [scale for scale in found if scale.verdicts[id].comparisons]
+        yield from ((scale, id, scale.verdicts[id]) for scale in tested or found[:1])
 
 
 def sentence(verdict: "Verdict") -> str:
@@ -106,6 +113,8 @@ def effect(verdict: "Verdict") -> str:
     found = verdict.deciding
     if found is None:
         return ""
+    if verdict.entry.rule.form == "above":
+        return f"{found.numbers} %"
     correlation = verdict.entry.rule.form == "correlates"
     digits, unit = (2, "") if correlation else (1, " points")
     text = f"{found.effect:+.{digits}f}{unit}"
@@ -149,7 +158,8 @@ def abstract(found: Sequence[Scale]) -> dict[str, Any] | None:
         one = rows[(rows["dataset"] == rows["dataset"].iloc[0]) & (rows["network"] == rows["network"].iloc[0])]
         told = {given: part.iloc[0] for given, part in one.groupby("given")}
         if {"true", "random"} <= {*told}:
-            return {"scale": scale, "images": _pictures(scale), "told": told, "sentence": _told(told, scale)}
+            drawn = next(((other, images) for other in found if (images := _pictures(other))), (scale, []))
+            return {"scale": scale, "drawn": drawn[0], "images": drawn[1], "told": told, "sentence": _told(told, scale)}
     return None
 
 
