@@ -14,7 +14,7 @@ import pytest
 from sample_report import make_project, write_notebook
 
 from companion import paths, report
-from companion.report import contents, index, library, page
+from companion.report import contents, index, landing, library, page
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -31,6 +31,23 @@ LOOK = """
 document.querySelectorAll('details').forEach(each => each.open = true);
 return {images: [...document.images].map(each => [each.alt, each.naturalWidth]),
         links: [...document.links].map(each => each.href)};
+"""
+
+
+CONTROLS = """
+const first = document.querySelector('main > figure, .output figure');
+return !first ? [] : [...document.querySelectorAll('main :is(input, select, button, summary)')]
+  .filter(each => each.checkVisibility() && each.compareDocumentPosition(first) & Node.DOCUMENT_POSITION_FOLLOWING)
+  .map(each => each.outerHTML.slice(0, 80));
+"""
+UNSAID = """
+return [...document.querySelectorAll('main figure:has(img)')].filter(each => {
+  const caption = each.querySelector('figcaption');
+  return !caption || !caption.checkVisibility() || caption.innerText.trim().length < 15;
+}).map(each => each.outerHTML.slice(0, 80));
+"""
+ROWS = """
+return [...document.querySelectorAll('.claims tbody tr')].filter(each => each.checkVisibility()).map(each => each.innerText);
 """
 
 
@@ -63,7 +80,7 @@ def pages(tmp_path_factory):
             )
         library.render(run)
         index.scale_index(run)
-        index.all_scales()
+        landing.render()
         yield sorted(paths.REPORTS.rglob("*.html"))
 
 
@@ -167,6 +184,74 @@ def test_no_page_scrolls_sideways(visits):
 
 def test_no_page_is_over_two_megabytes(pages):
     assert not [(named(path), size) for path in pages if (size := path.stat().st_size) > 2_000_000]
+
+
+def today(pages):
+    """The sections' pages and the first one, as this code makes them: what is published is kept as it was made."""
+    return [
+        path
+        for path in pages
+        if "published" not in path.parts and (path.parent.name[:1].isdigit() or path == first(pages))
+    ]
+
+
+def first(pages):
+    return min(pages, key=lambda path: len(path.parts))
+
+
+def test_before_its_first_figure_a_page_asks_for_three_decisions_at_most(browser, pages):
+    found = {}
+    for path in today(pages):
+        browser.get(path.as_uri())
+        found[named(path)] = browser.execute_script(CONTROLS)
+    assert found and not {name: controls for name, controls in found.items() if len(controls) > 3}
+
+
+def test_every_figure_has_a_caption_that_can_be_seen(browser, pages):
+    found = []
+    for path in today(pages):
+        browser.get(path.as_uri())
+        found += [(named(path), figure) for figure in browser.execute_script(UNSAID)]
+    assert not found
+
+
+def test_code_is_shown_by_one_switch(browser, pages):
+    path = next(path for path in today(pages) if path.parent.name.startswith("11-"))
+    browser.get(path.as_uri())
+    shown = "return [...document.querySelectorAll('.cell > .code')].filter(each => each.checkVisibility()).length"
+    before = browser.execute_script(shown)
+    browser.find_element("id", "show-code").click()
+    assert browser.execute_script(shown) > before
+
+
+def test_claims_are_filtered_by_verdict_on_the_first_page(browser, pages):
+    browser.get(first(pages).as_uri())
+    every = browser.execute_script(ROWS)
+    words = browser.execute_script(
+        "return [...new Set([...document.querySelectorAll('.claims tr')].map(e => e.dataset.verdict))]"
+    )
+    for word in filter(None, words):
+        browser.execute_script(
+            "const s = document.querySelector('#filter [name=verdict]'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('change', {bubbles: true}));",
+            word,
+        )
+        rows = browser.execute_script(ROWS)
+        assert rows and len(rows) <= len(every) and all(word in row for row in rows)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_the_dark_nothing_on_the_first_page_is_a_white_slab(browser, pages, width):
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    resize(browser, width)
+    browser.get(first(pages).as_uri())
+    grounds = browser.execute_script(
+        "return [...document.querySelectorAll('body, body *')].filter(e => e.checkVisibility())"
+        ".map(e => getComputedStyle(e).backgroundColor)"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert grounds and "rgb(255, 255, 255)" not in grounds
 
 
 @pytest.mark.skipif(not AXE.exists(), reason=f"needs axe-core's axe.min.js as {AXE}, or where AXE says")
