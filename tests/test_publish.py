@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -26,3 +27,15 @@ def test_what_is_not_made_yet_is_not_published(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "REPORTS", tmp_path)
     with pytest.raises(UserError, match="gpu holds no report yet: run `make reproduce SCALE=gpu` first"):
         publish({"scale": "gpu"}, {})
+
+
+def test_a_published_page_finds_the_first_page_one_folder_further_up_and_no_other_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+    page = tmp_path / "gpu/11-first/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        '<a data-home href="../../index.html">x</a>\n<nav class="switch">at <a href="../../quick/x">q</a></nav>\nb'
+    )
+    html = (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text()
+    home = (tmp_path / "published/gpu/11-first" / re.search('href="([^"]*)"', html)[1]).resolve()
+    assert home == (tmp_path / "index.html").resolve() and "quick" not in html and html.endswith("b")

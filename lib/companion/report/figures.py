@@ -128,7 +128,7 @@ def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, y
             axis.plot(part[x], part["value"], color="C0", marker="o", ms=4)
             axis.fill_between(part[x], part["low"], part["high"], alpha=0.25, facecolor="C0", linewidth=0)
             axis.set_visible(True)
-            axis.set_title(plain(f"{label(name)}: {label(which)}"), fontsize=9)
+            axis.set_title(plain(f"{label(name)}\n{label(which)}"), fontsize=9)
             axis.tick_params(labelsize=8)
         first += depth
     drawing.supxlabel(xlabel, fontsize=10)
