@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
     assert html.index("FGSM") < html.index("PGD") and html.index("VGG-16") < html.index(
         "WRN-28-10"
     )  # the order of LABELS
+
+
+def test_a_name_that_two_dimensions_share_stands_in_each_where_the_paper_has_it(page):
+    paper = report.published("xu-table-1").query("dataset == 'cifar10'")
+    rows = paper.drop(columns="approximate").assign(low=lambda t: t["value"], high=lambda t: t["value"] + 1, n=100)
+    places = dict(index=["dataset", "network", "method", "loss"], columns=["example"])
+    html = report.table(rows, artefact="xu-table-1", caption="", **places).html
+    printed = [report.label(name) for name in paper["example"].unique()]
+    assert [*re.findall(r"<th>([^<]+)</th>", html.partition("<thead>")[2])][: len(printed)] == printed
 
 
 def test_numbers_stand_in_their_order_and_other_names_as_they_were_met():

@@ -126,12 +126,12 @@ class Verdict:
         return self.missing if found is None else f"{found.where}: {found.numbers}".removeprefix(": ")
 
     def _repr_markdown_(self) -> str:
+        claim = self.entry.claim[:1].upper() + self.entry.claim[1:]
         if not self.comparisons:
-            return f"> {chip(self.word)} {self.entry.claim} ({self.entry.place}): {self.missing}."
+            return f"> {chip(self.word)} {claim} ({self.entry.place}): {self.missing}."
         reason = f" {self.control.finding}." if self.word == "holds, for another reason" else ""
         return (
-            f"> {chip(self.word)} {self.entry.claim} ({self.entry.place}).{reason} {self.counts}. "
-            f"What decides: {self.decided_by}."
+            f"> {chip(self.word)} {claim} ({self.entry.place}).{reason} {self.counts}. What decides: {self.decided_by}."
         )
 
 

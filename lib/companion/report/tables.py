@@ -152,10 +152,16 @@ def table(
 
     def grid(measured: str, spread: str, printed: str, plain: Callable[[str], str]) -> DataFrame:
         labelled = ours[[*index, *columns]].map(label)
-        known, theirs = [*LABELS.values()], [label(name) for each in labelled for name in _printed(paper, each)]
-        place = {name: (theirs.index(name) if name in theirs else len(theirs)) for name in labelled.stack()}
-        rank = {name: (at, known.index(name) if name in known else -1, _number(name)) for name, at in place.items()}
-        ordered = labelled.apply(lambda names: pd.Categorical(names, sorted(names.unique(), key=rank.__getitem__)))
+        known = [*LABELS.values()]
+
+        def placed(names: Series) -> pd.Categorical:
+            """In the paper's order of this dimension: PGD is a way of training and an attack."""
+            theirs = [label(name) for name in _printed(paper, names.name)]
+            place = {name: theirs.index(name) if name in theirs else len(theirs) for name in names.unique()}
+            rank = {name: (at, known.index(name) if name in known else -1, _number(name)) for name, at in place.items()}
+            return pd.Categorical(names, sorted(rank, key=rank.__getitem__))
+
+        ordered = labelled.apply(placed)
         ordered["cell"] = [cell(row, measured, spread, printed, plain) for _, row in ours.iterrows()]
         if ordered.duplicated([*index, *columns]).any():
             raise ValueError(f"{artefact}: two rows fall into one cell; index and columns must tell all rows apart")
