@@ -99,6 +99,14 @@ def test_a_scale_that_was_published_with_other_columns_is_shown_without_those_ve
         landing.render()
 
 
+@pytest.mark.parametrize(("kind", "images"), [("cifar10", "photographs"), ("digits", "handwritten digits")])
+def test_a_scale_that_run_yaml_is_not_of_has_the_settings_that_params_yaml_gives_it(project, monkeypatch, kind, images):
+    keep(project, 90, 50, place="photographs")
+    data = {"some": {"kind": kind}}
+    monkeypatch.setattr("companion.report.scales.resolve", lambda text, name: {"scale": name, "datasets": data})
+    assert [scale.images for scale in scales()] == [images]
+
+
 def test_every_claim_is_a_row_of_every_scale_with_a_link_to_its_evidence(project):
     keep(project, 90, 50)
     keep(project, 50, 90, place="published/photographs")

@@ -1,5 +1,5 @@
 import pytest
-from sample_report import make_project
+from sample_report import COMPANION, make_project, write_notebook
 
 from companion.report import contents, search
 
@@ -24,3 +24,12 @@ def test_search_finds_pages_headings_and_artefacts_of_what_is_made(report):
         ("Table 2", "Agreement", f"{place}, kim-table-2", "11-first/index.html#kim-table-2"),
         ("Networks: kim/vgg16", "", "Groundwork", "groundwork/networks/kim/vgg16.html"),
     ]
+
+
+def test_search_finds_what_a_section_is_about_though_no_heading_says_so(report):
+    write_notebook(
+        report.parents[1], "11-first", ["# A *claim*"], companion={**COMPANION, "section": "3.1", "topics": "leaks"}
+    )
+    assert ("A claim", "leaks", "Kim et al. 2021, 3.1", "11-first/index.html") in search.entries(
+        contents.load_run(), report
+    )

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ruamel.yaml import YAML
+
 from companion import paths
 from companion.report.contents import load_run
+from companion.resolve import resolve
+from robust_features.settings import UserError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +44,8 @@ class Scale:
     @property
     def toy(self) -> bool:
         """Whether no photograph is among its images."""
-        return all(data.get("kind") in TOYS for data in self.run.get("datasets", {}).values())
+        kinds = {data.get("kind") for data in self.run.get("datasets", {}).values()}
+        return bool(kinds) and kinds <= {*TOYS}
 
     @property
     def images(self) -> str:
@@ -76,7 +81,6 @@ class Scale:
         import pandas as pd
 
         from companion.claims import OWN, Verdict, entries, judge
-        from robust_features.settings import UserError
 
         own = {name for name, data in self.run.get("datasets", {}).items() if data.get("kind") in OWN}
         found = {}
@@ -115,5 +119,13 @@ def _found(*, published: bool) -> Iterator[Scale]:
         if manifest.exists():
             run = json.loads(manifest.read_text("utf-8"))["params"]
         else:
-            run = current if current["scale"] == folder.name else {"scale": folder.name, "title": folder.name}
+            run = current if current["scale"] == folder.name else _resolved(folder.name)
         yield Scale(folder.name, folder, run, published)
+
+
+def _resolved(name: str) -> dict[str, Any]:
+    """The settings of a scale that run.yaml is not of, as params.yaml has them now; only its name where it has none."""
+    try:
+        return resolve(YAML(typ="safe").load(paths.PARAMS), name)
+    except (UserError, AttributeError, KeyError, TypeError):  # of a scale, or of a file, that is no more
+        return {"scale": name, "title": name}
