@@ -135,6 +135,9 @@ def test_decimals_end_where_the_interval_begins_and_nothing_is_bold_where_all_is
     html = make(agreement(), decimals=2).html
     assert "<b>90.0</b>" in html and "90.00" not in html
     assert "90.00 <i>±0.04</i>" in make(agreement().assign(low=89.96, high=90.04), artefact="own", decimals=2).html
+    bare = agreement().assign(low=np.nan, high=np.nan)
+    assert "90.00" not in make(bare, artefact="own", decimals=2).html
+    assert "90.00" in make(bare.assign(n=5000), artefact="own", decimals=2).html
     assert "<b>" not in make(agreement(), artefact="own").html.partition("<table")[2].partition("</table>")[0]
 
 

@@ -140,7 +140,9 @@ def table(
 
     def cell(row: Series, measured: str, spread: str, printed: str, plain: Callable[[str], str]) -> str:
         value, half = row["ours"], (row["high"] - row["low"]) / 2
-        places = min(decimals, 1) if half > 0.1 else decimals  # no decimals that the interval makes meaningless
+        counted = row.get("unit", "%") == "%" and pd.notna(row["n"]) and row["n"] <= 1000
+        rough = half > 0.1 if pd.notna(half) else counted
+        places = min(decimals, 1) if rough else decimals  # no decimals that so few images make meaningless
         text = measured.format(plain("–" if pd.isna(value) else f"{value:.{places}f}"))
         exact = pd.isna(row["n"]) and half == 0
         text += "" if pd.isna(half) or pd.isna(value) or exact else spread.format(plain(f"±{half:.{places}f}"))
