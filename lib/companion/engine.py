@@ -265,7 +265,7 @@ def reproduce(
 
     Raises UserError if another run holds the project, or a name is none."""
     repo = Repo()
-    targets = _targets(repo, paper, [*only, *force])
+    chosen = targets(repo, paper, [*only, *force])
     with ExitStack() as stack:
         try:
             stack.enter_context(repo.lock)
@@ -273,7 +273,7 @@ def reproduce(
             raise UserError(f"another run works on this project{_holder(repo)}: wait for it, or stop it") from None
         stack.enter_context(repo.scm_context(quiet=True))
         report = stack.enter_context(Progress(_usual(_durations())))
-        engine = Engine(repo, targets, report, force=bool(force))
+        engine = Engine(repo, chosen, report, force=bool(force))
         try:
             engine.settle()
             report.planned([stage.addressing for stage in engine.needs])
@@ -389,7 +389,7 @@ def _holder(repo: Repo) -> str:
         return ""
 
 
-def _targets(repo: Repo, paper: str, only: Sequence[str]) -> list[str]:
+def targets(repo: Repo, paper: str, only: Sequence[str] = ()) -> list[str]:
     """The stages of a paper's sections, and those whose names or sections begin with `only`. Raises UserError for unknown names."""
     names = [stage.addressing for stage in repo.index.stages if isinstance(stage, PipelineStage)]
     found = [name for name in names if paper and name.startswith(f"{paper}@")]

@@ -27,6 +27,7 @@ from companion.report.surroundings import apart, channel
 from robust_features.settings import UserError, nearest
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "papermill", "dvc")
+COMMIT = "COMMIT"  # in a bundle, the file that names the commit it is of
 PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-error-cell-tag"  # papermill's cell tags
 
 
@@ -154,13 +155,12 @@ def normalise(notebook: Any) -> Any:
 
 def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dict[str, Any]:
     """Where a result comes from, for the footer of its page."""
-    commit = _git("rev-parse", "HEAD") or "none"
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else "")
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ")
     found = {name: package.version for name in PACKAGES for package in [*distributions(name=name)][:1]}
     return {
-        "commit": f"{commit} + uncommitted changes" if _changed() else commit,
+        "commit": commit(),
         "command": f"python -m companion.pipeline {shlex.join(map(_from_root, sys.argv[1:]))}",
         "scale": settings["scale"],
         "seed": settings["seed"],
@@ -169,6 +169,14 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
         "hardware": f"{(cpu or [platform.processor()])[0]}, {os.cpu_count()} cores; {gpus or 'no GPU'}",
         "versions": {"python": platform.python_version()} | found,
     }
+
+
+def commit() -> str:
+    """The commit of this checkout, and whether it was changed; where there is no git, as it was when a bundle was packed."""
+    noted = paths.ROOT / COMMIT
+    if noted.exists():
+        return noted.read_text("utf-8")
+    return (_git("rev-parse", "HEAD") or "none") + (" + uncommitted changes" if _changed() else "")
 
 
 def _changed() -> bool:

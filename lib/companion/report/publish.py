@@ -11,11 +11,11 @@ from robust_features.files import atomic, sha256
 from robust_features.settings import UserError
 
 
-def publish(run: dict[str, Any], provenance: dict[str, Any]) -> Path:
+def publish(run: dict[str, Any], provenance: dict[str, Any], source: Path | None = None) -> Path:
     """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
 
-    Raises UserError if there is no report yet."""
-    source, target = paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
+    `source` is another folder to copy. Raises UserError if there is no report yet."""
+    source, target = source or paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
     if not any(source.glob("*")):
         raise UserError(f"{source} holds no report yet: run `make reproduce SCALE={run['scale']}` first")
     with atomic(target) as partial:

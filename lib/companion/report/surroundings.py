@@ -27,6 +27,8 @@ def apart(cache: Path) -> Iterator[Path]:
             ours["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "warm"
         ours |= {"MPLCONFIGDIR": str(cache), "MATPLOTLIBRC": os.devnull}
         ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
+        if (LIBRARY / "share" / "jupyter").is_dir():  # in a bundle, which has Jupyter beside the library
+            ours["JUPYTER_PATH"] = str(LIBRARY / "share" / "jupyter")
         ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
         try:
             _replace(ours)
