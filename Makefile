@@ -8,6 +8,8 @@
 # make bench       times the library beside other implementations (README: where they come from)
 # make campaign    kills make reproduce at 20 random moments, and compares its results with an undisturbed run's
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
+# make bundle      SCALE=gpu PAPER=kim: what a machine without network, DVC and git needs to run a paper; TO=folder, HAVE=list of its packages
+# make unbundle    FROM=folder: publish what run.py brought back from there
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 # make pages       render all pages anew from the results under data/, which it does not compute again
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
@@ -18,7 +20,7 @@ ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
 export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
-.PHONY: reproduce settings plan status test bench campaign lab publish lock lint pages clean
+.PHONY: reproduce settings plan status test bench campaign lab publish bundle unbundle lock lint pages clean
 
 reproduce: settings
 	@python -m companion.engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
@@ -54,6 +56,12 @@ pages: settings
 
 publish: .venv/installed
 	python -m companion.pipeline publish
+
+bundle: .venv/installed
+	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
+
+unbundle: .venv/installed
+	@python -m companion.bundle take $(FROM)
 
 lint: .venv/installed
 	ruff check --fix .
