@@ -61,6 +61,22 @@ def test_what_stands_before_the_second_words_is_folded_as_the_set_up(project):
     assert "<details" not in show(project, "import numpy"), "nothing to fold without words after it"
 
 
+def test_a_heading_asks_while_most_comparisons_are_undecided(project):
+    (project / "claims.yaml").write_text(KEY)
+    table = project / "reports/quick/11-first/tables/kim-table-2.csv"
+    table.parent.mkdir(parents=True)
+    rows = [
+        f"{name},R,{robust},{robust - 5},{robust + 5}\n{name},Int,50,45,55"
+        for name, robust in zip("abc", (90, 52, 51), strict=True)
+    ]
+    table.write_text("\n".join(["example,features,ours,low,high", *rows[:2], ""]))
+    assert re.search(r"<h1[^>]*>(.*?) <a", show(project, key="agreement"))[1] == "A <em>claim</em>"
+    table.write_text(
+        "\n".join(["example,features,ours,low,high", rows[0], rows[0].replace("a,", "d,"), *rows[1:2], ""])
+    )
+    assert re.search(r"<h1[^>]*>(.*?) <a", show(project, key="agreement"))[1] == "R beats Int in 2 of 3 comparisons"
+
+
 VERDICTS = {90: ("R beats Int", "holds"), 10: ("Int beats R", "does not hold"), 50: ("", "open")}
 
 

@@ -62,7 +62,9 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
 
     scale, about = Scale(run["scale"], target.parent, run), page.companion
     verdict = judge(entries()[about["key"]], target.parent, own=own_datasets()) if "key" in about else None
-    artefact, finding = about.get("figure", ""), verdict.finding.partition(";")[0] if verdict else ""
+    artefact, finding = about.get("figure", ""), ""
+    if verdict and 2 * max(verdict.count("for"), verdict.count("against")) > len(verdict.comparisons):
+        finding = verdict.finding.partition(";")[0]  # of most comparisons; else the question stays
     drawn = thumbnail(artefact, [scale]) if artefact else ""
     top = TEMPLATES.get_template("top.html.j2").render(
         finding=finding,
