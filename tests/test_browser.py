@@ -215,6 +215,23 @@ def test_every_figure_has_a_caption_that_can_be_seen(browser, pages):
     assert not found
 
 
+def test_every_verdict_can_be_seen_at_both_widths(browser, pages):
+    seen = 0
+    for width in (1280, 400):
+        resize(browser, width)
+        for path in {
+            *today(pages),
+            *(path for path in pages if path.parent.name == "quick" and path.name == "index.html"),
+        }:
+            browser.get(path.as_uri())
+            chips = browser.execute_script(
+                "return [...document.querySelectorAll('.chip')].map(e => e.checkVisibility())"
+            )
+            assert all(chips), named(path)
+            seen += len(chips)
+    assert seen
+
+
 def test_code_is_shown_by_one_switch(browser, pages):
     path = next(path for path in today(pages) if path.parent.name.startswith("11-"))
     browser.get(path.as_uri())
