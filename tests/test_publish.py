@@ -37,5 +37,7 @@ def test_a_published_page_finds_the_first_page_one_folder_further_up_and_no_othe
         '<a data-home href="../../index.html">x</a>\n<nav class="switch">at <a href="../../quick/x">q</a></nav>\nb'
     )
     html = (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text()
+    page.write_text(html)
+    assert (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text() == html, "published again with others"
     home = (tmp_path / "published/gpu/11-first" / re.search('href="([^"]*)"', html)[1]).resolve()
     assert home == (tmp_path / "index.html").resolve() and "quick" not in html and html.endswith("b")

@@ -99,6 +99,16 @@ def test_a_scale_that_was_published_with_other_columns_is_shown_without_those_ve
         landing.render()
 
 
+def test_single_sections_that_were_published_count_without_contents_to_link_to(project):
+    keep(project, 90, 50)
+    page = keep(project, 50, 90, place="published/gpu")
+    (page.parent / "index.html").unlink()
+    (page.parent / "manifest.json").write_text(json.dumps({"params": {"scale": "gpu"}, "provenance": {}}))
+    html = landing.render().read_text("utf-8")
+    assert "does not hold It agrees less" in text_of(html) and "published/gpu/index.html" not in html
+    assert 'href="published/gpu/12-second/index.html#kim-table-2"' in html
+
+
 @pytest.mark.parametrize(("kind", "images"), [("cifar10", "photographs"), ("digits", "handwritten digits")])
 def test_a_scale_that_run_yaml_is_not_of_has_the_settings_that_params_yaml_gives_it(project, monkeypatch, kind, images):
     keep(project, 90, 50, place="photographs")

@@ -31,5 +31,7 @@ def publish(run: dict[str, Any], provenance: dict[str, Any], source: Path | None
 
 def _deeper(html: str) -> str:
     """A page one folder further down: its way to the first page; it keeps no links to other scales, which may not be there."""
-    html = html.replace('data-home href="', 'data-home href="../')
+    html = html.replace(
+        'data-home href="', 'data-home="published" href="../'
+    )  # once, though published again with others
     return re.sub(r'<nav class="switch".*?</nav>\n', "", html, flags=re.DOTALL)

@@ -42,6 +42,11 @@ class Scale:
         return self.folder.relative_to(paths.REPORTS).as_posix()
 
     @property
+    def index(self) -> str:
+        """The address of its contents; empty where single sections were published."""
+        return f"{self.place}/index.html" if (self.folder / "index.html").exists() else ""
+
+    @property
     def toy(self) -> bool:
         """Whether no photograph is among its images."""
         kinds = {data.get("kind") for data in self.run.get("datasets", {}).values()}
@@ -113,8 +118,9 @@ def scales() -> list[Scale]:
 
 
 def _found(*, published: bool) -> Iterator[Scale]:
-    for index in sorted((paths.REPORTS / "published" if published else paths.REPORTS).glob("*/index.html")):
-        folder, current = index.parent, load_run()
+    place = paths.REPORTS / "published" if published else paths.REPORTS
+    for folder in sorted({path.parent for name in ("index.html", "manifest.json") for path in place.glob(f"*/{name}")}):
+        current = load_run()
         manifest = folder / "manifest.json"
         if manifest.exists():
             run = json.loads(manifest.read_text("utf-8"))["params"]
