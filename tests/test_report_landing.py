@@ -77,6 +77,16 @@ def test_confidence_is_low_on_digits_and_grows_with_seeds_and_agreement(project)
         assert f"{level}: photographs" in text_of(landing.render().read_text("utf-8"))
 
 
+def test_confidence_counts_points_of_a_correlation_and_trusts_exact_values(project):
+    rows = pd.DataFrame({"x": [str(x) for x in range(6)], "value": [0, 1, 2, 3, 4, 5.1]}).assign(low=0, high=9, n=300)
+    rule, (scale, *_) = Rule(correlates="x"), [keep(project, 90, 50), *scales()][1:]
+    entry = claims.Entry(paper="P", place="T", artefact="a", claim="C", rule=rule)
+    said = landing.confidence([claims.Verdict(entry, tuple(compared(rule, rows)))], scale)
+    assert "6 points" in said and "test images" not in said
+    exact = claims.Verdict(entry, tuple(compared(rule, rows)), over=claims.EXACT)
+    assert landing.confidence([exact], scale).startswith("High: exact")
+
+
 def test_the_first_page_leads_to_every_scale_and_begins_with_the_one_that_says_most(project):
     keep(project, 90, 50)
     keep(project, 50, 90, place="published/photographs")

@@ -132,13 +132,21 @@ def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
     """How far to trust these verdicts, in a word, and why: photographs or digits, seeds, images, and whether all agree.
 
     Low on digits. Else high with several seeds and no open comparison, moderate with one of the two, low with neither."""
+    from companion.claims import EXACT  # imports pandas
+
     every = [each for verdict in verdicts for each in verdict.comparisons]
+    if every and all(verdict.over == EXACT for verdict in verdicts):
+        return "High: exact values, computed from a formula."
     seeds = int(min((each.seeds for each in every if not isnan(each.seeds)), default=1))
     decided = all(each.outcome != "open" for each in every)
     level = "Low" if scale.toy else ("Low", "Moderate", "High")[(seeds > 1) + decided]
-    counts = sorted(each.n for each in every if not isnan(each.n))
+    points = [
+        whole(each.n) for verdict in verdicts for each in verdict.comparisons if verdict.entry.rule.form == "correlates"
+    ]
+    counts = _over_images(verdicts)
     of = f"{seeds} trainings of each network" if seeds > 1 else "one training of each network"
     n = "" if seeds > 1 or not counts else f", {_range(counts)} test images a comparison"
+    n += f", {' and '.join(points)} points" if points else ""
     undecided = sum(each.outcome == "open" for each in every)
     rest = (
         f", {undecided} of {len(every)} comparisons undecided"
@@ -146,6 +154,14 @@ def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
         else f", all {len(every)} comparisons decided"
     )
     return f"{level}: {scale.images}, {of}{n}{rest}."
+
+
+def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
+    """The n of all comparisons that are over test images, not over seeds or points of a correlation, in order."""
+    over = [verdict for verdict in verdicts if verdict.entry.rule.form != "correlates"]
+    return sorted(
+        each.n for verdict in over for each in verdict.comparisons if not isnan(each.n) and not each.seeds > 1
+    )
 
 
 def abstract(found: Sequence[Scale]) -> dict[str, Any] | None:
@@ -212,8 +228,7 @@ def _images(scale: Scale) -> list[str]:
 
 
 def _counts(scale: Scale) -> list[str]:
-    every = [each for verdict in scale.verdicts.values() for each in verdict.comparisons]
-    counts = sorted(each.n for each in every if not isnan(each.n) and not each.seeds > 1 and each.n >= 10)
+    counts = _over_images([*scale.verdicts.values()])
     return [f"{_range(counts)} a value" if counts else "–"]
 
 
