@@ -15,6 +15,7 @@ run:
   scale: quick
   title: Digits in minutes
   seed: 7
+  study: {datasets: [digits], networks: [kim/vgg16, springer/sources]}
   datasets: {digits: {kind: digits}}
   networks: {kim/vgg16: {members: {}}, springer/sources: {members: {}}}
   constructed: {springer/main: {}}

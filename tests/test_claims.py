@@ -9,6 +9,7 @@ from companion import claims, paths
 from companion.claims import entries, verdict
 from companion.report import contents
 from companion.rules import PARTING, Rule, compared, difference
+from companion.study import Study
 from robust_features.settings import UserError
 from robust_features.statistics import wilson
 
@@ -46,7 +47,7 @@ def judge(rule, page, artefact="kim-table-1"):
         (pd.concat([rows(90, 50), rows(90, 50, example="fgsm"), rows(51, 50, example="cw")]), "mostly holds"),
         (pd.concat([rows(90, 50), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "open"),
         (pd.concat([rows(50, 90), rows(51, 50, example="fgsm"), rows(51, 50, example="cw")]), "does not hold"),
-        (rows(90, 50, example="clean"), "not run"),
+        (rows(90, 50, example="clean"), "no such row"),
     ],
     ids=["apart", "reversed", "overlapping", "contradicted", "most", "few", "one against", "absent"],
 )
@@ -260,19 +261,40 @@ def test_one_seed_is_said_and_several_are_what_intervals_are_over(page):
     assert "exact values" in verdict("kim-robust-features-hold").counts
 
 
-def test_datasets_that_a_reader_brought_have_no_vote(page, monkeypatch):
-    keep(page, pd.concat([rows(90, 50).assign(dataset="digits"), rows(50, 90).assign(dataset="mine")]))
-    monkeypatch.setattr(claims, "load_run", lambda: {"datasets": {"mine": {"kind": "image-folder"}}})
-    assert verdict("kim-robust-features-hold").word == "holds"
+def test_datasets_and_networks_that_a_reader_brought_have_no_vote(page, monkeypatch):
+    study = {"datasets": ["digits"], "networks": ["kim/vgg16"]}
+    run = {"study": study, "datasets": {"digits": {}, "mine": {}}, "networks": {"kim/vgg16": {}, "kim/mine-vgg16": {}}}
+    run["constructed"] = {"ilyas/own": {"dataset": "mine", "sets": {"next": {}}}}
+    monkeypatch.setattr(claims, "load_run", lambda: run)
+    called = Study(**study).called
+    assert called("VGG-16", "kim/vgg16") == "VGG-16" != called("VGG-16", "kim/mine-vgg16")
+    keep(page, rows(90, 50).assign(dataset="digits", network="VGG-16"))
+    before = verdict("kim-robust-features-hold").counts
+    brought = [("mine", "VGG-16"), ("ilyas/own/next", "VGG-16"), ("digits", called("VGG-16", "kim/mine-vgg16"))]
+    own = [rows(50, 90).assign(dataset=dataset, network=network) for dataset, network in brought]
+    keep(page, pd.concat([rows(90, 50).assign(dataset="digits", network="VGG-16"), *own]))
+    assert verdict("kim-robust-features-hold").counts == before and before.startswith("1 for, 0 against, 0 open")
 
 
 def test_a_rule_that_matches_no_row_says_what_there_is(page):
     assert "no values of kim-table-1" in verdict("kim-robust-features-hold").missing
     keep(page, rows(90, 50, example="clean"))
     said = verdict("kim-robust-features-hold")._repr_markdown_()
-    assert "</b> not run</span>" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
+    assert "</b> no such row</span>" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
     keep(page, rows(90, 50).query("features == 'R'"))
-    assert verdict("kim-robust-features-hold").missing == "no row has features = Int; there is R"
+    assert verdict("kim-robust-features-hold").decided_by == "no row has features = Int; there is R"
+
+
+def test_what_a_rule_leaves_out_and_a_curve_that_is_too_short_say_what_there_is(page):
+    keep(page, rows(90, 50).assign(beta=["0.1", "0.3"]))
+    said = [
+        claims.judge(claims.Entry(paper="P", place="T", artefact="kim-table-1", claim="C", rule=rule), page).unmatched
+        for rule in (Rule(above=1, unless={"example": ["pgd"]}), Rule(peak="beta", ignore=["features"]))
+    ]
+    assert said == [
+        "every row has example = pgd, which the rule leaves out",
+        "fewer rows than the rule needs along beta; there is 0.1, 0.3",
+    ]
 
 
 @pytest.mark.parametrize(

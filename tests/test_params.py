@@ -75,6 +75,19 @@ def test_networks_are_called_what_they_are_and_stand_for_what_the_paper_has(runs
     assert runs["quick"].labels("springer/victims")["densenet121"] == "DenseNet-121, width 1/4"
 
 
+def test_the_study_names_the_datasets_and_groups_of_all_scales_and_no_others(runs):
+    for kind in ("datasets", "networks"):
+        there = {name for run in runs.values() for name in getattr(run, kind)}
+        assert sorted(there) == sorted(getattr(runs["quick"].study, kind)), f"params.yaml, study.{kind}"
+
+
+def test_a_readers_group_is_told_from_the_studys_wherever_it_is_shown():
+    own = ("  kim/svhn-vgg16: {like", "  kim/mine-vgg16: {like: kim/vgg16}\n  kim/svhn-vgg16: {like")
+    called = checked("quick", own).dimensions("kim/", "adversarial")
+    assert called["kim/mine-vgg16/adversarial"]["network"] == "VGG-16, width 1/8, of mine-vgg16"
+    assert called["kim/vgg16/adversarial"]["network"] == "VGG-16, width 1/8"
+
+
 def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(runs):
     found = {tuple(names.values()) for names in runs["paper"].dimensions("kim/").values()}
     datasets, networks = ("cifar10", "svhn", "tiny-imagenet"), ("VGG-16", "WRN-28-10")

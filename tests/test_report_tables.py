@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from companion import paths, report
-from companion.report import figures
+from companion.report import figures, tables
 
 pytestmark = pytest.mark.usefixtures("page")
 
@@ -145,6 +145,20 @@ def test_the_features_of_a_header_are_defined_under_the_pointer():
     rows = pd.concat([agreement(features=name) for name in ("R", "NR")])
     html = make(rows, artefact="own", columns=["dataset", "network", "features"]).html
     assert '<abbr title="accuracy when only the robust channels Z_r are kept">R</abbr>' in html
+
+
+def test_a_readers_own_data_and_networks_get_no_value_of_the_paper():
+    own = pd.concat(
+        [agreement("mine"), agreement("digits").replace({"vgg16": "vgg16, of mine-vgg16"})], ignore_index=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        run = tables.load_run()
+        run["datasets"]["mine"], run["networks"]["kim/mine-vgg16"] = {}, {}
+        patch.setattr(tables, "load_run", lambda: run)
+        shown = make(own, reference={"dataset": "cifar10"})
+    beside = shown.rows[shown.rows["ours"].notna()].dropna(subset=["reference"])
+    assert {*beside["dataset"]} == {"digits"} and {*beside["network"]} == {"wrn28-10"}
+    assert shown.rows["paper"][: len(own)].isna().all()
 
 
 def test_a_network_that_stands_for_the_papers_is_joined_by_its_name_and_says_so():

@@ -13,12 +13,14 @@ from companion.paths import page_folder
 from companion.report.contents import load_run
 from companion.report.shown import chip
 from companion.rules import Comparison, Rule, compared
+from companion.study import Brought, brought
 from robust_features.settings import UserError, nearest, settings
 
 OURS = "ours, on "
 EXACT = "exact values, without intervals"
-OWN = ("image-folder",)  # kinds of datasets that a reader brings: what is measured on them says nothing of a paper
-Words = Literal["holds", "holds, for another reason", "mostly holds", "mixed", "does not hold", "open", "not run"]
+Words = Literal[
+    "holds", "holds, for another reason", "mostly holds", "mixed", "does not hold", "open", "no such row", "not run"
+]
 HOLDING = ("holds", "holds, for another reason", "mostly holds")
 
 
@@ -52,13 +54,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say of a claim: every comparison, what its intervals are over, and why there is none."""
+    """What the rows say of a claim: every comparison, and what its intervals are over; or why there is none.
+
+    `missing`: its artefacts have no values at this scale; `unmatched`: they have, and the rule asks for others."""
 
     entry: Entry
     comparisons: tuple[Comparison, ...] = ()
     over: str = ""
     missing: str = ""
     control: "Verdict | None" = None  # on the entry's `another_reason`
+    unmatched: str = ""
 
     def count(self, outcome: str) -> int:
         """How many comparisons are `for` the claim, `against` it, or `open`."""
@@ -69,7 +74,7 @@ class Verdict:
         """A word that no contradiction hides behind: one comparison against the claim is enough for *mixed*, or worse."""
         confirmed, against, undecided = map(self.count, ("for", "against", "open"))
         if not self.comparisons:
-            return "not run"
+            return "no such row" if self.unmatched else "not run"
         if against:
             return "mixed" if confirmed else "does not hold"
         if confirmed <= undecided:
@@ -84,7 +89,7 @@ class Verdict:
         confirmed, against, undecided = map(self.count, ("for", "against", "open"))
         total = len(self.comparisons)
         said = self.entry.found
-        if self.word in ("open", "not run") or not said:
+        if self.word == "open" or not total or not said:
             return ""
         if self.word == "does not hold":
             rest = "" if against == total else f" in {against} of {total} comparisons, and {undecided} are undecided"
@@ -123,12 +128,12 @@ class Verdict:
     def decided_by(self) -> str:
         """The numbers of the deciding comparison and where it is, or why there is none."""
         found = self.deciding
-        return self.missing if found is None else f"{found.where}: {found.numbers}".removeprefix(": ")
+        return self.missing or self.unmatched if found is None else f"{found.where}: {found.numbers}".removeprefix(": ")
 
     def _repr_markdown_(self) -> str:
         claim = self.entry.claim[:1].upper() + self.entry.claim[1:]
         if not self.comparisons:
-            return f"> {chip(self.word)} {claim} ({self.entry.place}): {self.missing}."
+            return f"> {chip(self.word)} {claim} ({self.entry.place}): {self.decided_by}."
         reason = f" {self.control.finding}." if self.word == "holds, for another reason" else ""
         return (
             f"> {chip(self.word)} {claim} ({self.entry.place}).{reason} {self.counts}. What decides: {self.decided_by}."
@@ -145,40 +150,34 @@ def verdict(claim: str) -> Verdict:
     known = entries()
     if claim not in known:
         raise UserError(f"claims.yaml has no '{claim}'{nearest(claim, known)}")
-    return judge(known[claim], page_folder(), own=own_datasets())
+    return judge(known[claim], page_folder(), without=brought(load_run()))
 
 
-def own_datasets() -> set[str]:
-    """The datasets of this run that a reader has brought: they have no vote."""
-    return {name for name, data in load_run().get("datasets", {}).items() if data["kind"] in OWN}
-
-
-def judge(entry: Entry, folder: Path, *, own: set[str] = frozenset()) -> Verdict:
-    """Apply an entry's rule to the CSVs of its artefacts, anywhere in `folder`, without the rows of `own` datasets.
+def judge(entry: Entry, folder: Path, *, without: Brought = Brought()) -> Verdict:  # noqa: B008
+    """Apply an entry's rule to the CSVs of its artefacts, anywhere in `folder`, without the rows that a reader brought.
 
     Raises UserError if the rule names a dimension that the rows lack."""
     rule, rows = entry.rule, pd.concat([measured(artefact, folder) for artefact in entry.artefacts])
+    rows = rows[~without.among(rows)]
     if rows.empty:
         return Verdict(entry, missing=f"this scale has no values of {' or '.join(entry.artefacts)}")
     if lacking := rule.named - {*rows}:
         raise UserError(f"claims.yaml, {entry.claim!r}: {entry.artefact} has no column {', '.join(sorted(lacking))}")
-    if "dataset" in rows:
-        rows = rows[~rows["dataset"].isin(own)]
     for dimension, values in rule.where.items():
         there, rows = [*rows[dimension].unique()], rows[rows[dimension].isin(values)]
         if rows.empty:
-            return Verdict(entry, missing=_none(dimension, values, there))
+            return Verdict(entry, unmatched=_none(dimension, values, there))
     for dimension, values in rule.unless.items():
-        rows = rows[~rows[dimension].isin(values)]
+        there, rows = [*rows[dimension].unique()], rows[~rows[dimension].isin(values)]
+        if rows.empty:
+            return Verdict(
+                entry, unmatched=f"every row has {dimension} = {' or '.join(there)}, which the rule leaves out"
+            )
     found = tuple(compared(rule, rows))
-    control = judge(entries()[entry.another_reason], folder, own=own) if entry.another_reason else None
-    if not found and rule.compare:
-        asked = [side for each in (rule.more, rule.less) for side in ([each] if isinstance(each, str) else each)]
-        there = [*rows[rule.compare].unique()]
-        absent = [name for name in asked if name not in there]
-        why = _none(rule.compare, absent, there) if absent else f"no two rows differ in {rule.compare} alone"
-        return Verdict(entry, missing=why)
-    return Verdict(entry, found, _over(rows), "" if found else "fewer rows than the rule needs", control)
+    if not found:
+        return Verdict(entry, unmatched=_unmatched(rule, rows))
+    control = judge(entries()[entry.another_reason], folder, without=without) if entry.another_reason else None
+    return Verdict(entry, found, _over(rows), control=control)
 
 
 def measured(artefact: str, folder: Path) -> pd.DataFrame:
@@ -194,6 +193,19 @@ def measured(artefact: str, folder: Path) -> pd.DataFrame:
 def _none(dimension: str, asked: list[str], there: list[str]) -> str:
     """What a rule asks for and the rows lack, and what they have."""
     return f"no row has {dimension} = {' or '.join(asked)}; there is {', '.join(there) or 'none'}"
+
+
+def _unmatched(rule: Rule, rows: pd.DataFrame) -> str:
+    """Why rows that a rule's `where` and `unless` let through have nothing to compare."""
+    if rule.compare:
+        asked = [side for each in (rule.more, rule.less) for side in ([each] if isinstance(each, str) else each)]
+        there = [*rows[rule.compare].unique()]
+        if absent := [name for name in asked if name not in there]:
+            return _none(rule.compare, absent, there)
+        return f"no two rows differ in {rule.compare} alone"
+    along = getattr(rule, rule.form)
+    there = ", ".join(rows[along].unique())
+    return f"fewer rows than the rule needs along {along}; there is {there}"
 
 
 def _over(rows: pd.DataFrame) -> str:

@@ -25,6 +25,7 @@ from companion.datasets import DatasetSettings, fingerprint
 from companion.groups import Group
 from companion.mismatches import mismatches
 from companion.resolve import Written, place_of, resolve
+from companion.study import Study
 from companion.transfer import Transfer
 from robust_features.bottleneck import Bottleneck
 from robust_features.files import atomic
@@ -46,6 +47,7 @@ class Run:
     scale: str
     title: str
     seed: Seed
+    study: Study
     hardware: HardwareSettings
     bottleneck: Bottleneck
     datasets: dict[str, DatasetSettings]
@@ -62,7 +64,11 @@ class Run:
     def dimensions(self, groups: str, *defences: str) -> dict[str, dict[str, str]]:
         """What tables call the members of these defences (of all, if none is named): dataset, network as it is, defence."""
         called = {
-            id: {"dataset": model.dataset, "network": label(model.network), "defence": model.defence}
+            id: {
+                "dataset": model.dataset,
+                "network": self.study.called(label(model.network), id.rpartition("/")[0]),
+                "defence": model.defence,
+            }
             for id, model in self.members(groups).items()
         }
         return {id: names for id, names in called.items() if not defences or names["defence"] in defences}

@@ -8,7 +8,7 @@ from robust_features.settings import UserError, nearest
 
 NAMED = {"attack": "training", "monitor": "training", "regulariser": "regularisers", "mask": "masks"}  # key: its table
 UNBOUNDED = ("carlini-wagner", "feature-gradient")  # kinds that have an ε only where `ball: true` asks for it
-PLAIN = ("seed", "hardware", "bottleneck", "datasets", "sections")  # what a scale takes over as it stands
+PLAIN = ("seed", "study", "hardware", "bottleneck", "datasets", "sections")  # what a scale takes over as it stands
 TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is referred to
 
 
@@ -34,7 +34,7 @@ def resolve(text: Mapping[str, Any], scale: str) -> Written:
             raise UserError(
                 f"params.yaml, {written.places[key]}: unknown key{nearest(key, known)}; there are {', '.join(known)}"
             )
-    run = Written({key: written[key] for key in PLAIN}, written.places)
+    run = Written({key: written[key] for key in PLAIN if key in written}, written.places)
     run |= {"scale": scale, "title": written["title"]}
     for kind, spelt_out in (("networks", _group), ("constructed", _as_written), ("transfers", _transfer)):
         run[kind] = Written({}, written[kind].places)

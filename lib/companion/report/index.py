@@ -68,12 +68,13 @@ def scale_index(run: dict[str, Any]) -> Path:
 
 def ledger(run: dict[str, Any]) -> dict[str, list["Verdict"]]:
     """The verdict on every claim, by paper; a control of ours stands with the paper that it controls."""
-    from companion.claims import entries, judge, own_datasets  # imports pandas, which running a notebook does without
+    from companion.claims import entries, judge  # imports pandas, which running a notebook does without
+    from companion.study import brought
 
     papers: dict[str, list[Verdict]] = {}
-    own = own_datasets()
+    without = brought(run)
     for entry in entries().values():
-        papers.setdefault(entry.about, []).append(judge(entry, paths.REPORTS / run["scale"], own=own))
+        papers.setdefault(entry.about, []).append(judge(entry, paths.REPORTS / run["scale"], without=without))
     return papers
 
 

@@ -98,7 +98,7 @@ def judged(found: Sequence[Scale]) -> Iterator[tuple[Scale, str, "Verdict"]]:
 
 def sentence(verdict: "Verdict") -> str:
     """What was found, with the effect of the comparison that decides."""
-    if verdict.word == "not run":
+    if not verdict.comparisons:
         return ""
     least = "weakest: " if len(verdict.comparisons) > 1 else ""
     said = (

@@ -58,10 +58,11 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
 
 def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[str, dict[str, Any]]:
     """The page with its top: the finding at this scale for a heading, or the notebook's question while it is open."""
-    from companion.claims import entries, judge, own_datasets  # imports pandas
+    from companion.claims import entries, judge  # imports pandas
+    from companion.study import brought
 
     scale, about = Scale(run["scale"], target.parent, run), page.companion
-    verdict = judge(entries()[about["key"]], target.parent, own=own_datasets()) if "key" in about else None
+    verdict = judge(entries()[about["key"]], target.parent, without=brought(run)) if "key" in about else None
     artefact, finding = about.get("figure", ""), ""
     if verdict and 2 * max(verdict.count("for"), verdict.count("against")) > len(verdict.comparisons):
         finding = verdict.finding.partition(";")[0]  # of most comparisons; else the question stays

@@ -85,13 +85,13 @@ class Scale:
         """The verdict on every claim. What was published before a claim asked for other columns has none on it."""
         import pandas as pd
 
-        from companion.claims import OWN, Verdict, entries, judge
+        from companion.claims import Verdict, entries, judge
+        from companion.study import brought
 
-        own = {name for name, data in self.run.get("datasets", {}).items() if data.get("kind") in OWN}
-        found = {}
+        without, found = brought(self.run), {}
         for id, entry in entries().items():
             try:
-                found[id] = judge(entry, self.folder, own=own)
+                found[id] = judge(entry, self.folder, without=without)
             except (UserError, pd.errors.MergeError):
                 if not self.published:
                     raise

@@ -14,7 +14,9 @@ from ruamel.yaml import YAML
 
 from companion import paths
 from companion.paths import page_folder
+from companion.report.contents import load_run
 from companion.report.shown import Conditions, Shown, write
+from companion.study import brought
 from robust_features.settings import UserError
 
 LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
@@ -119,8 +121,8 @@ def table(
 ) -> Shown:
     """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's, in its order.
 
-    `reference` names another dataset of the paper, whose values are shown once, apart, where there are none on ours:
-    {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
+    `reference` names another dataset of the paper, whose values are shown once, apart, where there are none on one of
+    the study: {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
     {"network": {"WRN-10-1": "wrn28-10"}}.
     `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
     Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
@@ -243,7 +245,9 @@ def _compare(
         tidy["paper"] = values.reindex(keys).to_numpy()
         if reference:
             elsewhere = values.reindex(pd.MultiIndex.from_frame(named.assign(**reference))).to_numpy()
-            tidy["reference"] = Series(elsewhere, tidy.index).where(tidy["paper"].isna())
+            tidy["reference"] = Series(elsewhere, tidy.index).where(
+                tidy["paper"].isna() & ~brought(load_run()).among(rows)
+            )
         not_run = values[~values.index.isin(keys)]
         tidy = pd.concat([tidy, not_run.rename("paper").reset_index()], ignore_index=True)
     tidy["difference"] = tidy["ours"] - tidy["paper"]
