@@ -88,6 +88,13 @@ def test_a_readers_group_is_told_from_the_studys_wherever_it_is_shown():
     assert called["kim/vgg16/adversarial"]["network"] == "VGG-16, width 1/8"
 
 
+def test_an_attack_that_is_not_made_on_a_network_is_named_with_it_and_the_nearest(runs):
+    assert runs["quick"].attack("kim/vgg16/mart", "pgd") == runs["quick"].networks["kim/vgg16"].attacks["pgd"]
+    said = "kim/vgg16/mart: no attack 'pdg'; did you mean 'pgd'.*; there are fgsm, bim, pgd"
+    with pytest.raises(UserError, match=said):
+        runs["quick"].attack("kim/vgg16/mart", "pdg")
+
+
 def test_the_paper_scale_has_every_row_and_column_of_the_papers_tables(runs):
     found = {tuple(names.values()) for names in runs["paper"].dimensions("kim/").values()}
     datasets, networks = ("cifar10", "svhn", "tiny-imagenet"), ("VGG-16", "WRN-28-10")

@@ -27,6 +27,7 @@ from companion.mismatches import mismatches
 from companion.resolve import Written, place_of, resolve
 from companion.study import Study
 from companion.transfer import Transfer
+from robust_features.attacks import Attack
 from robust_features.bottleneck import Bottleneck
 from robust_features.files import atomic
 from robust_features.hardware import HardwareSettings
@@ -72,6 +73,14 @@ class Run:
             for id, model in self.members(groups).items()
         }
         return {id: names for id, names in called.items() if not defences or names["defence"] in defences}
+
+    def attack(self, member: str, name: str) -> Attack:
+        """The attack of this name on a member <group>/<member>. Raises UserError that names both if there is none."""
+        attacks = self.networks[member.rpartition("/")[0]].attacks
+        if name not in attacks:
+            there = ", ".join(attacks) or "none"
+            raise UserError(f"{member}: no attack '{name}'{nearest(name, attacks)}; there are {there}")
+        return attacks[name]
 
     def labels(self, group: str) -> dict[str, str]:
         """The networks of a group as they are, by member."""
