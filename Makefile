@@ -12,8 +12,12 @@
 # make unbundle    FROM=folder: publish what run.py brought back from there
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
 # make pages       render all pages anew from the results under data/, which it does not compute again
-unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+# A conda environment that is active, and not conda's own, is used and completed; else .venv is set up. The code is this checkout's,
+# also where several share an environment.
+ENV := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
+export PATH := $(abspath $(ENV))/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)/lib
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
@@ -27,47 +31,47 @@ reproduce: settings
 	$(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(SLOTS),--slots $(SLOTS))
 
 # Nothing to resolve where run.yaml is newer than all that it is made of; images outside the project are looked at each time.
-settings: .venv/installed
+settings: $(ENV)/installed
 	@[ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
 	&& ! grep -qs files data/params/outside/*.json || python -m companion.params $(SCALE)
 
-plan: .venv/installed
+plan: $(ENV)/installed
 	@python -m companion.plan $(SCALE)
 
 status: settings
 	@dvc status
 
-test: .venv/installed
+test: $(ENV)/installed
 	ruff check .
 	pytest
 
-bench: .venv/installed
-	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable ".[bench,dev]"
+bench: $(ENV)/installed
+	uv pip install --quiet --python $(ENV)/bin/python --requirement requirements.txt --editable ".[bench,dev]"
 	python -m benchmarks.run $(BENCH)
 
-campaign: .venv/installed
+campaign: $(ENV)/installed
 	python -m benchmarks.campaign
 
-lab: .venv/installed
+lab: $(ENV)/installed
 	jupyter lab notebooks
 
 pages: settings
 	@python -m companion.engine --force kim@ xu@ springer@ ilyas@ theory@ ours@ speed@ groundwork index
 
-publish: .venv/installed
+publish: $(ENV)/installed
 	python -m companion.pipeline publish
 
-bundle: .venv/installed
+bundle: $(ENV)/installed
 	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
 
-unbundle: .venv/installed
+unbundle: $(ENV)/installed
 	@python -m companion.bundle take $(FROM)
 
-lint: .venv/installed
+lint: $(ENV)/installed
 	ruff check --fix .
 	ruff format .
 
-lock: .venv/uv
+lock: $(ENV)/uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt
 
 clean:
@@ -75,19 +79,19 @@ clean:
 	find data/ -mindepth 1 -maxdepth 1 ! -name downloads -exec rm -rf {} +
 	find reports/ -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 
-.venv/installed: requirements.txt pyproject.toml .venv/uv
-	uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable .
+$(ENV)/installed: requirements.txt pyproject.toml $(ENV)/uv
+	uv pip install --quiet --python $(ENV)/bin/python --requirement requirements.txt --editable .
 	touch $@
 
 # DVC asks for a git repository. A ZIP of the project is none; where `data` is a link to another disk, DVC takes it for outside.
 ifneq ($(shell [ -e .git ] && [ ! -L data ] || echo none),)
-.venv/installed: .dvc/config.local
+$(ENV)/installed: .dvc/config.local
 .dvc/config.local:
 	printf '[core]\n    no_scm = true\n' > $@
 endif
 
-.venv/uv:
+$(ENV)/uv:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check uv
+	$(if $(filter .venv,$(ENV)),$(PYTHON) -m venv .venv)
+	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	touch $@

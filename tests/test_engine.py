@@ -194,6 +194,17 @@ def left_in(folder):
     return found
 
 
+def test_the_end_says_which_page_to_open(project):
+    (project / "run.yaml").write_text("run: {scale: quick, seed: 0}")
+    (project / "reports/quick").mkdir(parents=True)
+    (project / "reports/quick/metrics.json").write_text('{"verdicts": {"open": 1, "holds": 2}}')
+    (project / "reports/index.html").touch()
+    edit(project / "dvc.yaml", "cmd: echo apart > apart", "cmd: mkdir apart && echo apart > apart/index.html")
+    last = run_engine().stdout.splitlines()[-2:]
+    assert last == ["scale quick, 3 claims and controls: holds 2, open 1", f"open {project / 'reports/index.html'}"]
+    assert run_engine("--only", "apart").stdout.splitlines()[-1] == f"open {project / 'apart/index.html'}"
+
+
 def test_one_section_is_made_with_all_it_needs(project):
     said = run_engine("--only", "each@left").stdout
     assert "first: done" in said and "each@left: done" in said and "each@right" not in said and "last" not in said

@@ -1,7 +1,10 @@
 """The project's files agree with one another, and its notebooks keep the house rules."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -109,6 +112,23 @@ def test_environment_yml_installs_what_the_lock_and_pyproject_say():
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.M))
     direct = project["dependencies"] + project["optional-dependencies"]["dev"]
     assert {re.split(r"[><=\[]", need)[0].replace(".", "-") for need in direct} <= locked
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    "active, used",
+    [({}, ".venv"), ({"CONDA_DEFAULT_ENV": "base"}, ".venv"), ({"CONDA_DEFAULT_ENV": "robust-features"}, "/opt/env")],
+    ids=["none", "condas own", "conda"],
+)
+def test_make_uses_an_active_conda_environment_and_builds_no_second_one(tmp_path, active, used):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("CONDA", "MAKE", "MFLAGS"))}
+    env = own | active | ({"CONDA_PREFIX": "/opt/env"} if active else {})
+    said = subprocess.run(["make", "-n", "settings"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert f"--python {used}/bin/python" in said and ("-m venv" in said) == (used == ".venv")
+    assert ("/opt/env" in said) == (used == "/opt/env")
 
 
 def test_the_lock_pins_everything_and_names_no_index():

@@ -290,6 +290,8 @@ def reproduce(
             engine.lock.write()
             _keep(engine.durations)
         report.ended(engine.failed, engine.skipped)
+        for line in _what_to_open(repo, chosen) if not engine.failed else ():
+            report.said(line)
     return not engine.failed
 
 
@@ -403,6 +405,19 @@ def targets(repo: Repo, paper: str, only: Sequence[str] = ()) -> list[str]:
             raise UserError(f"{wanted}: no stage is called so{near}; `dvc stage list` shows all")
         found += fits
     return found
+
+
+def _what_to_open(repo: Repo, chosen: Sequence[str]) -> Iterator[str]:
+    """The pages of these stages, or the first page of all and the count of verdicts."""
+    if not chosen or "index" in chosen:
+        if (paths.REPORTS / "index.html").exists():
+            from companion import metrics  # imports pandas, for which no stage has to wait
+
+            yield metrics.verdicts(_scale())
+            yield f"open {paths.REPORTS / 'index.html'}"
+        return
+    outs = [Path(out.fs_path) for name in chosen for out in repo.stage.collect(name)[0].outs]
+    yield from (f"open {page}" for page in (out / "index.html" for out in outs) if page.exists())
 
 
 def _begins(name: str, wanted: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from companion import closure, paths
 from companion.paths import PAGE
 from companion.report.contents import GROUNDWORK, Page, groundwork, load_run, read, sections
-from companion.report.index import index
+from companion.report.index import index as write_contents
 from companion.report.publish import publish as copy_with_manifest
 from companion.report.shown import write
 from companion.report.surroundings import apart, channel
@@ -108,6 +108,15 @@ def publish() -> Path:
     """Copy this scale's report to reports/published/, with a manifest, to be committed."""
     settings = load_run()
     return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0))
+
+
+def index() -> Path:
+    """Write the contents of this scale, reports/index.html, and the numbers that experiments are compared by."""
+    from companion import metrics  # imports pandas, which running a notebook does without
+
+    target = write_contents()
+    metrics.write(load_run())
+    return target
 
 
 def merge(page: Page) -> Any:
