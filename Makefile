@@ -24,19 +24,21 @@ ifneq ($(shell mkdir -p "$$HOME/.cache/uv" 2>&1),)
 export UV_NO_CACHE := 1   # the home cannot be written to
 endif
 PYTHON ?= python3
+# Ctrl-C ends make as well: that the command was stopped need not be said twice.
+QUIETLY = || [ $$? = 130 ]
 .PHONY: reproduce settings plan status test bench campaign lab publish bundle unbundle lock lint pages clean
 
 reproduce: settings
-	@python -m companion.engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
-	$(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(SLOTS),--slots $(SLOTS))
+	@trap : INT; python -m companion engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
+	$(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(SLOTS),--slots $(SLOTS)) $(QUIETLY)
 
 # Nothing to resolve where run.yaml is newer than all that it is made of; images outside the project are looked at each time.
 settings: $(ENV)/installed
-	@[ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
-	&& ! grep -qs files data/params/outside/*.json || python -m companion.params $(SCALE)
+	@trap : INT; [ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
+	&& ! grep -qs files data/params/outside/*.json || python -m companion params $(SCALE) $(QUIETLY)
 
 plan: $(ENV)/installed
-	@python -m companion.plan $(SCALE)
+	@trap : INT; python -m companion plan $(SCALE) $(QUIETLY)
 
 status: settings
 	@dvc status
@@ -56,10 +58,10 @@ lab: $(ENV)/installed
 	jupyter lab notebooks
 
 pages: settings
-	@python -m companion.engine --force kim@ xu@ springer@ ilyas@ theory@ ours@ speed@ groundwork index
+	@trap : INT; python -m companion engine --force kim@ xu@ springer@ ilyas@ theory@ ours@ speed@ groundwork index $(QUIETLY)
 
 publish: $(ENV)/installed
-	python -m companion.pipeline publish
+	python -m companion pipeline publish
 
 bundle: $(ENV)/installed
 	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))

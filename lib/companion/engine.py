@@ -448,7 +448,8 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
-        raise SystemExit("stopped; what was finished is kept, and `make reproduce` goes on from there") from None
+        print("stopped; what was finished is kept, and `make reproduce` goes on from there", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(not well)
 
 
