@@ -54,7 +54,9 @@ bench: $(ENV)/installed
 campaign: $(ENV)/installed
 	python -m benchmarks.campaign
 
+# Outputs of notebooks stay out of git: .gitattributes names the filter, which each clone has to define.
 lab: $(ENV)/installed
+	-@git config filter.nbstripout.clean '"$(abspath $(ENV))/bin/python" -m nbstripout --keep-id'
 	jupyter lab notebooks
 
 pages: settings

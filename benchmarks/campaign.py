@@ -4,6 +4,7 @@ python -m benchmarks.campaign [--kills 20] [--seed 0] [--only STAGE …]
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -31,9 +32,9 @@ def main(kills: int, seed: int, only: Sequence[str]) -> None:
         alone, disturbed = Path(folder) / "alone", Path(folder) / "disturbed"
         for clone in (alone, disturbed):
             subprocess.run(["git", "clone", "--quiet", str(paths.ROOT), str(clone)], check=True)
-        subprocess.run(command, cwd=alone, check=True)
+        subprocess.run(command, cwd=alone, env=of(alone), check=True)
         for number in range(kills):
-            process = subprocess.Popen(command, cwd=disturbed)
+            process = subprocess.Popen(command, cwd=disturbed, env=of(disturbed))
             time.sleep(generator.uniform(1, LONGEST))
             if process.poll() is not None:
                 print(f"it was through after {number} kills")
@@ -45,12 +46,17 @@ def main(kills: int, seed: int, only: Sequence[str]) -> None:
             time.sleep(15)  # as long as those that were asked to end may take
             if left := working(disturbed):
                 raise SystemExit(f"these stayed: {[each.cmdline() for each in left]}")
-        subprocess.run(command, cwd=disturbed, check=True)
+        subprocess.run(command, cwd=disturbed, env=of(disturbed), check=True)
         expected, found = made(alone), made(disturbed)
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if different:
             raise SystemExit(f"{len(different)} of {len(expected)} files differ: {', '.join(different[:20])}")
         print(f"all {len(expected)} files are as those of the undisturbed run")
+
+
+def of(clone: Path) -> dict[str, str]:
+    """The environment in which a clone runs its own code, not that of the checkout which this environment is of."""
+    return {**os.environ, "PYTHONPATH": str(clone / "lib")}
 
 
 def working(folder: Path) -> list[psutil.Process]:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -129,6 +130,25 @@ def test_make_uses_an_active_conda_environment_and_builds_no_second_one(tmp_path
     said = subprocess.run(["make", "-n", "settings"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
     assert f"--python {used}/bin/python" in said and ("-m venv" in said) == (used == ".venv")
     assert ("/opt/env" in said) == (used == "/opt/env")
+
+
+@pytest.mark.skipif(not shutil.which("git") or not shutil.which("make"), reason="needs git and make")
+def test_outputs_of_a_notebook_stay_out_of_git_by_the_filter_that_make_lab_defines(tmp_path):
+    said = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True).stdout
+    options = re.search(r"filter.nbstripout.clean '\".*/bin/python\"(.*?)'", said)[1]
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    cell = {"cell_type": "code", "id": "kept", "metadata": {}, "source": ["1 + 1"], "execution_count": 7}
+    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["two"]}]
+    whole = {"cells": [cell], "metadata": {"companion": {"paper": "P"}}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "notebooks/a.ipynb").write_text(json.dumps(whole))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    git = lambda *words: subprocess.check_output(["git", *words], cwd=tmp_path, env=env, text=True)  # noqa: E731
+    git("init", "--quiet")
+    git("config", "filter.nbstripout.clean", f'"{sys.executable}"{options}')
+    git("add", "notebooks/a.ipynb")
+    stored = json.loads(git("show", ":notebooks/a.ipynb"))
+    assert stored == {**whole, "cells": [{**cell, "outputs": [], "execution_count": None}]}
 
 
 def test_the_lock_pins_everything_and_names_no_index():

@@ -26,7 +26,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dump_yaml, load_yaml
 
-from companion import paths, worker
+from companion import checkout, paths, worker
 from companion.progress import Progress
 from companion.report.contents import load_run
 from companion.report.surroundings import apart
@@ -444,6 +444,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
+        checkout.check()
         well = reproduce(**vars(options))
     except UserError as error:
         raise SystemExit(str(error)) from None

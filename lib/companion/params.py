@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from companion import paths
+from companion import checkout, paths
 from companion.constructed import Constructions
 from companion.datasets import DatasetSettings, fingerprint
 from companion.groups import Group
@@ -95,6 +95,7 @@ class Run:
 
 def load(path: Path | None = None) -> Run:
     """The settings in run.yaml. Raises UserError if there is none, or it does not hold what this version reads."""
+    checkout.check()
     path = path or paths.RUN
     if not path.exists():
         raise UserError(f"{path}: there is none yet: run `make`, or `python -m companion.params`")
@@ -225,6 +226,7 @@ def _checksum(text: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     """The command line."""
     try:
+        checkout.check()
         print(split(Path(arguments[1])) if arguments[:1] == ["split"] and len(arguments) == 2 else make(*arguments[:1]))
     except UserError as error:
         raise SystemExit(str(error)) from None

@@ -17,7 +17,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from companion import closure, paths
+from companion import checkout, closure, paths
 from companion.paths import PAGE
 from companion.report.contents import GROUNDWORK, Page, groundwork, load_run, read, sections
 from companion.report.index import index as write_contents
@@ -320,6 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, _stop)
     threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
+        checkout.check()
         print(options.pop("function")(**options))
     except UserError as error:
         raise SystemExit(str(error)) from None
