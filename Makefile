@@ -76,7 +76,7 @@ lint: $(ENV)/installed
 	ruff format .
 
 lock: $(ENV)/uv
-	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --extra project --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt
 
 clean:
 	mkdir -p data reports

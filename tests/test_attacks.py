@@ -277,6 +277,15 @@ def test_an_image_is_attacked_alike_in_any_batch(network, photographs, attack):
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("attack", [BOUNDED[0], UNBOUNDED[-1]], ids=brief)
+def test_an_attack_that_is_given_no_generator_draws_as_with_the_seed_0_each_time(network, photographs, attack):
+    x, y = photographs
+    model, seeded = folded(network), attack(folded(network), x, y, generator=Generator().manual_seed(0))
+    assert all(torch.equal(attack(model, x, y), seeded) for _ in range(2))
+    if getattr(attack, "random_start", False):
+        assert not torch.equal(attack(model, x, y, generator=Generator().manual_seed(1)), seeded)
+
+
 def test_an_image_rests_at_its_first_misclassified_iterate(network, photographs):
     (x, y), network = photographs, precise(network).eval()
     attack = PGD(epsilon=0.1, step_size=0.01, steps=10, random_start=False, until="fooled")

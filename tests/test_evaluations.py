@@ -81,9 +81,9 @@ def test_the_rows_are_one_an_image_and_attack_and_anyone_can_read_them(data):
     assert rows.iloc[:, :4].to_numpy().tolist() == expected and rows["l2"].tolist() == [0, 0, 0.5, 0.5]
 
 
-def test_a_missing_attack_is_named_with_those_there_are(data):
+def test_a_missing_attack_is_named_with_its_network_and_those_there_are(data):
     keep({"clean": attacked([0]), "pgd": attacked([1])}, torch.tensor([0]))
-    with pytest.raises(UserError, match="no attack 'pdg'; did you mean 'pgd'. on this network; there are clean, pgd"):
+    with pytest.raises(UserError, match="p/g/m: no attack 'pdg'; did you mean 'pgd'.; there are clean, pgd"):
         load("p/g/m")["pdg"]
 
 

@@ -1,8 +1,10 @@
 """Who may import whom: notebooks → companion → robust_features; nothing points back."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 
 from companion.paths import LIBRARY
 
@@ -21,6 +23,14 @@ def test_the_method_imports_no_part_of_the_project_nor_what_runs_it():
     files = sorted((LIBRARY / "robust_features").rglob("*.py"))
     assert len(files) > 20
     assert not [(path.name, name) for path in files for name in imports(path) if name in PROJECTS]
+
+
+def test_the_method_alone_installs_what_it_imports_and_nothing_else():
+    files = (LIBRARY / "robust_features").rglob("*.py")
+    imported = {name for path in files for name in imports(path)} - {*sys.stdlib_module_names, "robust_features"}
+    project = tomllib.loads((LIBRARY.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    needs = {re.split("[><=]", need)[0] for need in project["dependencies"]}
+    assert needs == imported - {"pydantic_core"}, "the latter comes with pydantic"
 
 
 def test_the_method_is_importable_without_the_project(tmp_path):

@@ -308,7 +308,7 @@ def test_the_check_that_guards_every_stage_takes_seconds():
 
 
 def test_python_refuses_what_yaml_refuses():
-    with pytest.raises(ValueError, match="unknown key 'eps'"):
+    with pytest.raises(ValueError, match="unknown key 'eps'; did you mean 'epsilon'"):
         PGD(eps=0.1, step_size=0.1)
 
 

@@ -111,7 +111,8 @@ def test_environment_yml_installs_what_the_lock_and_pyproject_say():
     assert f"python{project['requires-python']}" in conda and environment["name"] == project["name"]
     assert pip == ["--requirement requirements.txt", "--editable ."]
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.M))
-    direct = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    direct = project["dependencies"] + extras["project"] + extras["dev"]
     assert {re.split(r"[><=\[]", need)[0].replace(".", "-") for need in direct} <= locked
 
 

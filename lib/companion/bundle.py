@@ -187,7 +187,8 @@ def wheels(have: Path, folder: Path) -> Path:
         raise UserError(f"{have}: {error.strerror}; it is to list what the machine has") from error
     if not there.get("python"):
         raise UserError(f"{have}: needs a line such as python==3.12")
-    asked = tomllib.loads((paths.ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    asked = project["dependencies"] + project["optional-dependencies"]["project"]
     needs = [re.match(r"[\w.-]+", need)[0] for need in asked]
     needs = ["ipykernel", *(name for name in needs if name not in (*NOT_THERE, *there))]
     lock = paths.ROOT / "requirements.txt"

@@ -23,10 +23,12 @@ GALLERY = 16  # images kept of an attack whose images no section reads
 
 
 class Evaluation(dict[str, Attacked]):
-    """Every attack on a network by name, and `clean`: no attack."""
+    """Every attack on a network by name, and `clean`: no attack; `of` says on which network."""
+
+    of = "this network"
 
     def __missing__(self, name: str) -> Attacked:
-        raise UserError(f"no attack '{name}'{nearest(name, self)} on this network; there are {', '.join(self)}")
+        raise UserError(f"{self.of}: no attack '{name}'{nearest(name, self)}; there are {', '.join(self)}")
 
 
 def attack_each(
@@ -90,10 +92,12 @@ def load(member: str) -> Evaluation:
     columns = ("prediction", "l2", "linf")
     with records.of_this_version(folder):
         parts = records.rows(folder, floats=["l2", "linf"]).groupby("example", sort=False)
-        return Evaluation(
+        found = Evaluation(
             (name, Attacked(*(torch.tensor(part[column].to_numpy()) for column in columns), images.get(name)))
             for name, part in parts
         )
+    found.of = member
+    return found
 
 
 def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:

@@ -13,21 +13,25 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+SEED = 0  # of an attack that is given no generator
 ROUNDING = 1e-6  # outside of [0, 1] by no more, as after resizing, images are clipped
 
 
-def attack(self: Any, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
+def attack(
+    self: Any, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor | None = None
+) -> Tensor:
     """Adversarial images, (N, C, H, W) in [0, 1], of images in [0, 1] and their labels, (N,): `perturb` says what they are.
 
-    float32 and float64 images come back as such. Raises ValueError, in one line, for images or labels that are not what
+    Without a `generator` the draws are those of the seed 0, the same in every call. float32 and float64 images come back as
+    such. Raises ValueError, in one line, for images or labels that are not what
     they must be, a network on another device or of 16 bits, and one that gives NaN; warns of probabilities for logits.
     """
     with gradients():
         x = pixels(model, images)
         y = classes(labels, x)
         if len(x):
-            watched = _Watched(model, y)
-            x = self.perturb(watched, x, y, generator=generator)
+            watched, draws = _Watched(model, y), Generator().manual_seed(SEED) if generator is None else generator
+            x = self.perturb(watched, x, y, generator=draws)
             finite(watched.last)
             finite(x, "the network's gradients give")
             watched.finite_on_the_way()

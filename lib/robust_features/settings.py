@@ -49,12 +49,14 @@ def describe(value: Any) -> dict[str, Any]:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`; did you mean …?` when one of the allowed words is close, else nothing.
+    """`; did you mean …?` when one of the allowed words begins so, or is close, else nothing.
 
-    >>> nearest("betta", ["beta", "steps"])
-    "; did you mean 'beta'?"
+    >>> nearest("betta", ["beta", "steps"]), nearest("eps", ["steps", "epsilon"])
+    ("; did you mean 'beta'?", "; did you mean 'epsilon'?")
     """
-    close = difflib.get_close_matches(str(word), list(allowed), n=1)
+    words = [*allowed]
+    longer = sorted((each for each in words if len(str(word)) > 2 and each.startswith(str(word))), key=len)
+    close = longer or difflib.get_close_matches(str(word), words, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""The attacks: values that are called as (model, images, labels, *, generator) → images.
+"""The attacks: values that are called as (model, images, labels, *, generator=None) → images.
 
 A new one: its class, and its place in `Attack`.
 
@@ -7,7 +7,7 @@ made of attacks call themselves.
 
 Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are `networks.frozen`'s business; the last iterate
 is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not. `generator`
-may also be the images' keys (`noise.image_keys`).
+may also be the images' keys (`noise.image_keys`); without one the draws are those of the seed 0.
 """
 
 from typing import Annotated
