@@ -201,7 +201,7 @@ def test_the_end_says_which_page_to_open(project):
     (project / "reports/index.html").touch()
     edit(project / "dvc.yaml", "cmd: echo apart > apart", "cmd: mkdir apart && echo apart > apart/index.html")
     last = run_engine().stdout.splitlines()[-2:]
-    assert last == ["scale quick, 3 claims and controls: holds 2, open 1", f"open {project / 'reports/index.html'}"]
+    assert last == ["scale quick, 3 claims and controls: 2 holds; 1 open", f"open {project / 'reports/index.html'}"]
     assert run_engine("--only", "apart").stdout.splitlines()[-1] == f"open {project / 'apart/index.html'}"
 
 

@@ -37,4 +37,4 @@ def test_the_contents_come_with_verdicts_counted_and_accuracies_that_runs_are_co
 def test_the_count_of_verdicts_is_a_line_and_of_contents_that_are_not_made_none(project):
     assert metrics.verdicts("quick") == ""
     metrics.write(contents.load_run())
-    assert metrics.verdicts("quick") == "scale quick, 2 claims and controls: holds 1, mixed 1"
+    assert metrics.verdicts("quick") == "scale quick, 2 claims and controls: 1 holds; 1 mixed"

@@ -49,5 +49,5 @@ def verdicts(scale: str) -> str:
         words = json.loads(file(scale).read_text("utf-8"))["verdicts"]
     except (OSError, ValueError, KeyError):
         return ""
-    counts = ", ".join(f"{word} {count}" for word, count in sorted(words.items(), key=lambda item: -item[1]))
+    counts = "; ".join(f"{count} {word}" for word, count in sorted(words.items(), key=lambda item: -item[1]))
     return f"scale {scale}, {sum(words.values())} claims and controls: {counts}"
