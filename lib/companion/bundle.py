@@ -125,9 +125,11 @@ def stage(project: Path, scale: str) -> Path:
 
 
 def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list[node.Stage], list[str]]:
-    """The stages of a paper's sections and what they need, each after what it needs, and the files that no stage makes.
+    """The stages of a paper's sections and what they need, in an order to run them in, and the files that no stage makes.
 
+    Networks come in the order of params.yaml, where what the paper shows first stands first, each after its own dataset.
     A dataset that only sections would read, because each depends on all there are, is left out: they show what networks did."""
+    import networkx as nx
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
@@ -138,8 +140,11 @@ def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list
         whole = get_active_graph(repo.index.graph)  # from a stage to what it needs
         chosen = collect_stages(repo, engine.targets(repo, paper))
         plan = plan_repro(whole, chosen)
-        others = {*plan} - {*chosen}
-        kept = [each for each in plan if "dataset@" not in each.addressing or others & {*whole.predecessors(each)}]
+        place = {each: number for number, each in enumerate(repo.index.stages)}
+        for each in [each for each in plan if each.addressing.startswith("dataset@")]:
+            place[each] = min((place[by] for by in {*whole.predecessors(each)} & {*plan} - {*chosen}), default=None)
+        needed = whole.subgraph(each for each in plan if place[each] is not None)
+        kept = [*nx.lexicographical_topological_sort(needed.reverse(), key=place.get)]
         made = {_inside(project, out) for each in whole for out in each.outs}
         reads = {_inside(project, dep) for each in kept for dep in each.deps}
         loose = [path for path in sorted(reads) if not any(_overlap(path, other) for other in made)]

@@ -241,7 +241,7 @@ def _describe(command: str, project: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    start, here = time.monotonic(), Path(__file__).resolve().parent
+    start, started, here = time.monotonic(), time.gmtime(), Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(prog="python run.py", description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="stop, and pack what there is, within these")
     parser.add_argument("--at-once", type=int, default=1, help="stages side by side (1)")
@@ -267,11 +267,11 @@ def main() -> None:
         stages = [Stage(**entry) for entry in about.pop("stages")]
         deadline = start + whole - min(PACKING[0] * whole, PACKING[1])
         left = run(stages, project, lock, stop, at_once=options.at_once, deadline=deadline)
-        command = {
+        about["provenance"] = _describe(about.pop("describe"), project) | {
             "command": f"python run.py {shlex.join(sys.argv[1:])}",
+            "started": time.strftime("%Y-%m-%d %H:%M UTC", started),
             "run time": f"{time.monotonic() - start:.0f} s",
         }
-        about["provenance"] = _describe(about.pop("describe"), project) | command
         found = results(stages, project, weights=options.weights)
         write_parts(options.results, found, PART, **about, left=left)
     print(f"packed to {options.results}: {len(found)} files, {len(finished(stages, project))} of {len(stages)} stages")
