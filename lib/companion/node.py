@@ -57,7 +57,8 @@ def write_parts(folder: Path, files: Mapping[str, Path], size: int, **about: Any
     with tempfile.TemporaryFile(dir=folder) as archive:
         with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar:
             for name, path in files.items():
-                tar.addfile(tar.gettarinfo(path.resolve(), name), path.open("rb"))
+                with path.open("rb") as file:
+                    tar.addfile(tar.gettarinfo(path.resolve(), name), file)
         archive.seek(0)
         for number, block in enumerate(iter(lambda: archive.read(size), b"")):
             name = f"part-{number:03}"
