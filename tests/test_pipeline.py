@@ -183,12 +183,12 @@ def executed(project):
 
 
 def test_groundwork_pages_have_the_runs_outputs_and_the_current_prose(executed, capsys):
-    write_notebook(executed, "02-networks", ["# New prose", 'key = "other"', "print(key)\nkey"])
+    write_notebook(executed, "02-networks", ["# New prose", 'key = "stray"', "print(key)\nkey"])
     (executed / "data/runs/networks/kim/stranger.ipynb").touch()
     pipeline.main(["pages"])
     folder = executed / "reports/quick/groundwork"
     html = (folder / "networks/kim/vgg16.html").read_text()
-    assert "ran networks kim/vgg16" in html and "New prose" in html and "abc" in html and "other" not in html
+    assert "ran networks kim/vgg16" in html and "New prose" in html and "abc" in html and "stray" not in html
     assert "networks/kim/stranger.ipynb: not in run.yaml" in capsys.readouterr().out
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     expected = "dataset/digits", "networks/kim/vgg16", "networks/springer/sources", "construct/springer/main"

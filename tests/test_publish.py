@@ -1,7 +1,9 @@
 import hashlib
 import json
+import math
 import re
 
+import pandas as pd
 import pytest
 
 from companion import paths
@@ -41,3 +43,34 @@ def test_a_published_page_finds_the_first_page_one_folder_further_up_and_no_othe
     assert (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text() == html, "published again with others"
     home = (tmp_path / "published/gpu/11-first" / re.search('href="([^"]*)"', html)[1]).resolve()
     assert home == (tmp_path / "index.html").resolve() and "quick" not in html and html.endswith("b")
+
+
+PUBLISHED = paths.ROOT / "reports/published/photographs"
+OURS = dict(dataset="cifar10", network="VGG-16, width 1/4")
+HEADLINES = {  # README's rows → where their numbers are
+    "clean images": ("kim-table-3", dict(defence="adversarial", example="clean")),
+    "under PGD, all features": ("kim-table-3", dict(defence="adversarial", example="pgd")),
+    "under PGD, robust features, told the true label": ("kim-table-1", dict(example="pgd", features="R")),
+    "under PGD, robust features, told the predicted label": (
+        "kim-table-1-controls",
+        dict(example="pgd", features="R", given="predicted"),
+    ),
+    "under PGD, non-robust features": ("kim-table-1", dict(example="pgd", features="NR")),
+    "agreement of non-robust features with PGD's class": ("kim-table-2", dict(example="pgd", given="true")),
+    "under CW, without bound": ("kim-table-3", dict(defence="adversarial", example="cw")),
+    "under NRF, without bound": ("kim-table-3", dict(defence="adversarial", example="nrf")),
+    "under NRF, within PGD's bound": ("kim-table-3", dict(defence="adversarial", example="nrf-linf")),
+    "under AutoAttack": ("kim-table-3", dict(defence="adversarial", example="autoattack")),
+}
+
+
+def test_the_headlines_of_the_readme_are_the_published_numbers():
+    lines = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", (paths.ROOT / "README.md").read_text("utf-8"), re.M)
+    said = {name: (paper, ours) for name, paper, ours in lines if name in HEADLINES}
+    assert {*said} == {*HEADLINES}
+    for name, (artefact, where) in HEADLINES.items():
+        (path,) = PUBLISHED.rglob(f"tables/{artefact}.csv")
+        rows = pd.read_csv(path).query(" and ".join(f"{key} == '{value}'" for key, value in (OURS | where).items()))
+        (row,) = rows.to_dict("records")
+        assert said[name][1] == f"{row['ours']:.1f}", name
+        assert said[name][0] == ("not given" if math.isnan(row["paper"]) else f"{row['paper']:.1f}"), name
