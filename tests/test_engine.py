@@ -59,9 +59,10 @@ def run_engine(*arguments, check=True):
 
 
 def begin(*arguments):
-    """The engine, in the background."""
+    """The engine, in the background; Ctrl-C stops it also where the tests themselves were started to ignore that."""
     command = [sys.executable, "-m", "companion.engine", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heeds)
 
 
 def until(condition, seconds=60):

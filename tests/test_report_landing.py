@@ -8,7 +8,7 @@ from sample_report import CLAIMS, make_project
 
 from companion import claims
 from companion.report import contents, landing
-from companion.report.scales import scales
+from companion.report.scales import _behind, scales
 from companion.rules import Rule, compared
 from robust_features.settings import UserError
 
@@ -37,6 +37,23 @@ def keep(project, more, less, place="quick", seeds=1, header="network"):
     ]
     (page / "tables/kim-table-2.csv").write_text("\n".join([f"{header},ours,low,high,n,seeds", *rows]) + "\n")
     return page
+
+
+def test_of_a_scale_published_by_paper_only_that_papers_networks_and_images_are_said(tmp_path):
+    run = {
+        "networks": {
+            "kim/a": {"members": {"m": {"dataset": "mine"}}},
+            "ilyas/b": {"members": {"m": {"dataset": "ilyas/main/next"}}},
+            "xu/c": {"members": {"m": {"dataset": "other"}}},
+        },
+        "constructed": {"ilyas/main": {"dataset": "base"}},
+        "datasets": {"mine": {}, "base": {}, "other": {}},
+    }
+    assert _behind(run, tmp_path) == run
+    for page in ("11-kim-3.1-features", "41-ilyas-3.2-suffice"):
+        (tmp_path / page).mkdir()
+    found = _behind(run, tmp_path)
+    assert [*found["networks"]] == ["kim/a", "ilyas/b"] and [*found["datasets"]] == ["mine", "base"]
 
 
 def text_of(html):

@@ -126,7 +126,22 @@ def _found(*, published: bool) -> Iterator[Scale]:
             run = json.loads(manifest.read_text("utf-8"))["params"]
         else:
             run = current if current["scale"] == folder.name else _resolved(folder.name)
-        yield Scale(folder.name, folder, run, published)
+        yield Scale(folder.name, folder, _behind(run, folder), published)
+
+
+def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings without the networks and images of papers that have no page in the folder: a scale is published by paper."""
+    papers = {name.split("-")[1] for path in folder.glob("*-*") if (name := path.name)[0].isdigit()}
+    networks = {name: group for name, group in run.get("networks", {}).items() if name.partition("/")[0] in papers}
+    if not networks:
+        return run
+    used = {member["dataset"] for group in networks.values() for member in group["members"].values()}
+    made = {"/".join(name.split("/")[:2]) for name in used if "/" in name}
+    used |= {run["constructed"][name]["dataset"] for name in made if name in run["constructed"]}
+    return run | {
+        "networks": networks,
+        "datasets": {name: data for name, data in run["datasets"].items() if name in used},
+    }
 
 
 def _resolved(name: str) -> dict[str, Any]:
