@@ -45,6 +45,24 @@ def test_a_published_page_finds_the_first_page_one_folder_further_up_and_no_othe
     assert home == (tmp_path / "index.html").resolve() and "quick" not in html and html.endswith("b")
 
 
+def test_what_is_published_links_only_to_what_is_published_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+    page = tmp_path / "gpu/11-first/index.html"
+    (page.parent / "tables").mkdir(parents=True)
+    (page.parent / "tables/x y.csv").touch()
+    links = [
+        "tables/x%20y.csv",
+        "#there",
+        "https://x.org/a",
+        "../20-other/index.htm",
+        "../20-other/x.html#y",
+        "gone.png",
+    ]
+    page.write_text("".join(f'<a href="{link}">x</a>' for link in links))
+    html = (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text()
+    assert re.findall('href="([^"]*)"', html) == links[:3] and html.count("<a") == len(links)
+
+
 PUBLISHED = paths.ROOT / "reports/published/photographs"
 OURS = dict(dataset="cifar10", network="VGG-16, width 1/4")
 HEADLINES = {  # README's rows → where their numbers are

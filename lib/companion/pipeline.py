@@ -107,6 +107,8 @@ def pages() -> Path:
 def publish() -> Path:
     """Copy this scale's report to reports/published/, with a manifest, to be committed."""
     settings = load_run()
+    if (paths.REPORTS / settings["scale"]).exists():
+        index()  # contents of what is there, also where papers are published one by one
     return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0))
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from companion import paths
 from robust_features.files import atomic, sha256
@@ -21,12 +22,22 @@ def publish(run: dict[str, Any], provenance: dict[str, Any], source: Path | None
     with atomic(target) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
         for page in partial.rglob("*.html"):
-            page.write_text(_deeper(page.read_text("utf-8")), "utf-8")
+            page.write_text(_within(_deeper(page.read_text("utf-8")), page), "utf-8")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
         manifest = {"provenance": provenance, "params": run, "files": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return target
+
+
+def _within(html: str, page: Path) -> str:
+    """A page without links to files that are not published, such as the sections of papers that have not been run."""
+
+    def kept(link: re.Match[str]) -> str:
+        place = unquote(re.split("[?#]", link[1])[0])
+        return link[0] if not place or ":" in place or (page.parent / place).exists() else ""
+
+    return re.sub(r' href="(?!(?:\.\./)+index\.html)([^"]*)"', kept, html)
 
 
 def _deeper(html: str) -> str:
