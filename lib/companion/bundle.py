@@ -50,11 +50,13 @@ def pack(paper: str, *, scale: str, have: Path, to: Path) -> Path:
     """Write a bundle of a paper's sections at a scale, and all that they need, to a new folder.
 
     Raises UserError if the folder holds anything else, the scale is wrong, or a dataset's files are not on this disk."""
+    from companion.engine import usual  # imports DVC, which the node that describes its results has not
+
     if to.exists() and any(to.iterdir()) and not (to / node.MANIFEST).exists():
         raise UserError(f"{to} holds something else: name another folder, --to FOLDER")
     with TemporaryDirectory() as temporary:
         project = stage(Path(temporary) / "project", scale)
-        stages, reads = graph(project, paper, _durations(scale))
+        stages, reads = graph(project, paper, usual(scale, {}))
         (project / pipeline.COMMIT).write_text(pipeline.commit())
         files = listed(project, [*reads, "dvc.yaml", pipeline.COMMIT])
         datasets = _run(project)["datasets"]
@@ -215,15 +217,6 @@ def _output(module: Sequence[str], **options: Any) -> str:
     if done.returncode:
         raise UserError(done.stderr.strip())
     return done.stdout
-
-
-def _durations(scale: str) -> dict[str, float]:
-    """Seconds of stages in recorded runs of this scale."""
-    from companion import engine
-
-    recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(engine.RECORDED))]
-    entries = [item for stages in recorded for item in stages.items()]
-    return {name: entry["seconds"] for name, entry in entries if entry.get("scale") == scale}
 
 
 def _run(project: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from companion.paths import page_folder
 from companion.report.contents import load_run
 from companion.report.shown import chip
 from companion.rules import Comparison, Rule, compared
-from companion.study import Brought, brought
+from companion.study import NOTHING, Brought, brought
 from robust_features.settings import UserError, nearest, settings
 
 OURS = "ours, on "
@@ -153,7 +153,7 @@ def verdict(claim: str) -> Verdict:
     return judge(known[claim], page_folder(), without=brought(load_run()))
 
 
-def judge(entry: Entry, folder: Path, *, without: Brought = Brought()) -> Verdict:  # noqa: B008
+def judge(entry: Entry, folder: Path, *, without: Brought = NOTHING) -> Verdict:
     """Apply an entry's rule to the CSVs of its artefacts, anywhere in `folder`, without the rows that a reader brought.
 
     Raises UserError if the rule names a dimension that the rows lack."""

@@ -225,12 +225,12 @@ class Engine:
 
     def _urgency(self) -> dict[PipelineStage, float]:
         """Seconds from a stage's start to the end of the longest chain of stages that need it, as far as is known."""
-        usual = _usual(self.durations)
-        average = sum(usual.values()) / len(usual) if usual else 1.0
+        known = usual(_scale(), self.durations)
+        average = sum(known.values()) / len(known) if known else 1.0
         urgency: dict[PipelineStage, float] = {}
         for stage in nx.topological_sort(self.graph):
             after = max((urgency[each] for each in self.graph.predecessors(stage)), default=0.0)
-            urgency[stage] = after + usual.get(stage.addressing, average)
+            urgency[stage] = after + known.get(stage.addressing, average)
         return urgency
 
 
@@ -272,7 +272,7 @@ def reproduce(
         except LockError:
             raise UserError(f"another run works on this project{_holder(repo)}: wait for it, or stop it") from None
         stack.enter_context(repo.scm_context(quiet=True))
-        report = stack.enter_context(Progress(_usual(_durations())))
+        report = stack.enter_context(Progress(usual(_scale(), _durations())))
         engine = Engine(repo, chosen, report, force=bool(force))
         try:
             engine.settle()
@@ -365,10 +365,10 @@ def _durations() -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _usual(own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds that stages take at this scale: as they took here, else in a run that came with the project."""
+def usual(scale: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds that stages take at a scale: as in a run of one's own, else in one that came with the project."""
     recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(RECORDED))]
-    scale, entries = _scale(), [item for run in [*recorded, own] for item in run.items()]
+    entries = [item for run in [*recorded, own] for item in run.items()]
     return {name: entry["seconds"] for name, entry in entries if entry.get("scale") == scale}
 
 

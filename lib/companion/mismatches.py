@@ -165,13 +165,21 @@ def _positions(network: NetworkSettings, size: int) -> int:
     return features[0, 0].numel()
 
 
+def _tables(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[Any, Any]]]:
+    """Settings and what is inside of them, as mappings, each with its place."""
+    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
+    if isinstance(inner, dict):
+        yield place, inner
+        for key, part in inner.items():
+            yield from _tables(part, (*place, key))
+
+
 def _void(value: Any, place: tuple[Any, ...]) -> Iterator[Mismatch]:
     """Attacks that cannot change an image."""
-    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
-    for key, part in inner.items() if isinstance(inner, dict) else ():
-        if key in ("epsilon", "step_size") and part == 0:
-            yield (*place, key), "0 leaves every image as it is; write a size, such as 8/255, or leave the attack out"
-        yield from _void(part, (*place, key))
+    for at, inner in _tables(value, place):
+        for key in ("epsilon", "step_size"):
+            if inner.get(key) == 0:
+                yield (*at, key), "0 leaves every image as it is; write a size, such as 8/255, or leave the attack out"
 
 
 def _boundless(run: "Run") -> Iterator[Mismatch]:
@@ -194,14 +202,9 @@ def _boundless(run: "Run") -> Iterator[Mismatch]:
 
 
 def _beyond(value: Any, place: tuple[Any, ...], size: int) -> Iterator[Mismatch]:
-    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
-    if not isinstance(inner, dict):
-        return
-    radius, most = inner.get("epsilon"), math.sqrt(3 * size**2)
-    if radius and inner.get("norm", "l2") == "l2" and radius > most:
-        yield (
-            (*place, "epsilon"),
-            f"{radius:g} in L2 is more than two images of {size} pixels can differ, {most:.1f}; write {radius:g}/255",
-        )
-    for key, part in inner.items():
-        yield from _beyond(part, (*place, key), size)
+    most = math.sqrt(3 * size**2)
+    for at, inner in _tables(value, place):
+        radius = inner.get("epsilon")
+        if radius and inner.get("norm", "l2") == "l2" and radius > most:
+            far = f"{radius:g} in L2 is more than two images of {size} pixels can differ, {most:.1f}"
+            yield (*at, "epsilon"), f"{far}; write {radius:g}/255"

@@ -37,10 +37,13 @@ class Brought:
         return found
 
 
+NOTHING = Brought()
+
+
 def brought(run: dict[str, Any]) -> Brought:
     """What a reader has brought to a run, as run.yaml has it; of one that names no study, such as a published one, nothing."""
     if "study" not in run:
-        return Brought()
+        return NOTHING
     known = run["study"]
     datasets = {*run["datasets"]} - {*known["datasets"]}
     made = {name for name, entry in run["constructed"].items() if entry.get("dataset") in datasets}

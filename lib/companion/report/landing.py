@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from companion import paths
 from companion.report.contents import LIBRARY, PAPERS, TEMPLATE, TEMPLATES, called, frame, sections
 from companion.report.scales import Scale, scales
 from companion.report.shown import MARKS, chip, picture, write
+from robust_features.settings import Number
 
 if TYPE_CHECKING:
     from companion.claims import Verdict
@@ -248,7 +250,8 @@ def _radii(scale: Scale) -> list[str]:
     for group in scale.run.get("networks", {}).values():
         for name, attack in group.get("attacks", {}).items():
             if name in ("pgd", "l2") and "epsilon" in attack:
-                radii.setdefault(attack.get("norm", "linf"), set()).add(_number(attack["epsilon"]))
+                epsilon = TypeAdapter(Number).validate_python(attack["epsilon"])  # 8/255, as settings write it
+                radii.setdefault(attack.get("norm", "linf"), set()).add(epsilon)
     names = {"linf": "L∞", "l2": "L2"}
     return [
         f"{names[norm]}: {', '.join(f'{each:.3g}' for each in sorted(values))}" for norm, values in radii.items()
@@ -353,9 +356,3 @@ def citations(cff: dict[str, Any]) -> str:
 def _range(numbers: Sequence[float]) -> str:
     first, last = numbers[0], numbers[-1]
     return f"{first:g}" if first == last else f"{first:g} to {last:g}"
-
-
-def _number(text: Any) -> float:
-    """8/255 as settings write it."""
-    above, _, below = str(text).partition("/")
-    return float(above) / float(below or 1)
