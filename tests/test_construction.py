@@ -9,7 +9,7 @@ from torch import Generator
 
 from robust_features import construction
 from robust_features.batches import ImageSet, as_float
-from robust_features.construction import Relabelled, Robustified, construct, others
+from robust_features.construction import Null, Relabelled, Robustified, construct, others
 from robust_features.networks import VGG16, build
 
 pytestmark = pytest.mark.numeric
@@ -75,6 +75,20 @@ def test_the_three_ways_to_choose_targets(network, images):
     )
 
 
+def test_null_controls_keep_either_the_labels_or_the_perturbations(network, images):
+    true = make(Relabelled(targets="random", steps=5), network, images)
+    noise = make(Null(targets="random", control="noise"), network, images)
+    assert torch.equal(noise.images.labels, true.images.labels) and torch.equal(noise.began, true.began)
+    assert (noise.l2 <= 0.5 + HALF_LEVEL * (3 * 32 * 32) ** 0.5).all() and (noise.l2 > 0.4).all()
+    moved = (as_float(noise.images.images) - as_float(images.images)).flatten(1)
+    alike = torch.nn.functional.cosine_similarity(moved[:, None], moved, dim=2) - torch.eye(23)
+    assert alike.abs().max() < 0.1, "every image has a direction of its own"
+    shuffled = make(Null(targets="random", control="shuffled", steps=5), network, images)
+    assert torch.equal(shuffled.images.images, true.images.images) and torch.equal(shuffled.l2, true.l2)
+    assert not torch.equal(shuffled.images.labels, true.images.labels)
+    assert torch.equal(shuffled.images.labels.sort().values, true.images.labels.sort().values)
+
+
 def test_random_targets_do_not_know_the_original_label(images):
     many = replace(images, images=images.images[:1].expand(5000, -1, -1, -1), labels=torch.arange(5000) % 10)
     _, targets = Relabelled(targets="random").plan(many, seed=0)
@@ -97,8 +111,10 @@ def test_images_begin_from_others_uniformly():
         Robustified(steps=5, step_size=0.3),
         Robustified(steps=5, method="lbfgs"),
         Relabelled(targets="random", steps=5),
+        Null(targets="random", control="noise"),
+        Null(targets="random", control="shuffled", steps=5),
     ],
-    ids=["robustified", "lbfgs", "relabelled"],
+    ids=["robustified", "lbfgs", "relabelled", "noise", "shuffled"],
 )
 def test_the_same_dataset_comes_out_again_and_in_any_batch(network, images, construction):
     network = precise(network)

@@ -1,6 +1,7 @@
 """Datasets that a network makes of a dataset: robustified images, and images labelled with the class they were moved to.
 
-A new one: its class with `plan`, `outputs`, `goal`, `distance`, `move`, `reached`, `check`, and its place in `Construction`.
+A new one: its class with `plan`, `labelled`, `outputs`, `goal`, `distance`, `move`, `reached`, `check`, and its place in
+`Construction`.
 """
 
 from collections.abc import Callable
@@ -56,6 +57,10 @@ class Robustified:
         """Indices of the images to begin from, and the labels."""
         return others(len(images), seed), images.labels
 
+    def labelled(self, labels: Tensor, seed: int) -> Tensor:
+        """The labels of what was made for these."""
+        return labels
+
     def outputs(self, network: Network, images: Tensor) -> Tensor:
         """(n, d) representations."""
         return network.features(images, network.representation).float().flatten(1)
@@ -67,8 +72,8 @@ class Robustified:
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return (outputs - goal).norm(dim=1)
 
-    def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
-        """Images in [0, 1] whose outputs are near the goal."""
+    def move(self, outputs: Outputs, distance: Distance, start: Tensor, keys: Tensor) -> Tensor:
+        """Images in [0, 1] whose outputs are near the goal; `keys` are the images' own, for what is random."""
         if self.method == "lbfgs":
             return lbfgs.approach(outputs, distance, start, steps=self.steps)
         return descend(outputs, distance, start, ball=Ball("l2", inf), step_size=self.step_size, steps=self.steps)
@@ -104,6 +109,10 @@ class Relabelled:
             return everyone.repeat_interleave(classes), torch.arange(classes).repeat(count)
         return everyone, noise.below(classes, _keys(count, seed))
 
+    def labelled(self, targets: Tensor, seed: int) -> Tensor:
+        """The labels of what was made for these targets."""
+        return targets
+
     def outputs(self, network: Network, images: Tensor) -> Tensor:
         """(n, classes) logits."""
         return network(images).float()
@@ -114,7 +123,7 @@ class Relabelled:
     def distance(self, outputs: Tensor, goal: Tensor) -> Tensor:
         return F.cross_entropy(outputs, goal, reduction="none")
 
-    def move(self, outputs: Outputs, distance: Distance, start: Tensor) -> Tensor:
+    def move(self, outputs: Outputs, distance: Distance, start: Tensor, keys: Tensor) -> Tensor:
         """Images in [0, 1], within epsilon of `start`, whose outputs are near the goal: PGD."""
         ball = Ball("l2", self.epsilon)
         return descend(outputs, distance, start, ball=ball, step_size=self.step_size, steps=self.steps)
@@ -127,7 +136,32 @@ class Relabelled:
         inputs.logits(outputs, goal)
 
 
-Construction = Annotated[Robustified | Relabelled, Field(discriminator="kind")]
+@settings
+class Null(Relabelled):
+    """A null control of `Relabelled`, which must teach nothing: images that do not carry what their labels name (ours).
+
+    `noise`: each is moved by epsilon in a random direction. `shuffled`: moved to its target, and given another one's label.
+    """
+
+    kind: Literal["null"] = "null"
+    control: Literal["noise", "shuffled"]
+
+    def labelled(self, targets: Tensor, seed: int) -> Tensor:
+        """The labels of what was made for these targets."""
+        if self.control == "noise":
+            return targets
+        return targets[torch.randperm(len(targets), generator=Generator().manual_seed(seed))]
+
+    def move(self, outputs: Outputs, distance: Distance, start: Tensor, keys: Tensor) -> Tensor:
+        """Images in [0, 1], moved as `control` says."""
+        if self.control == "shuffled":
+            return super().move(outputs, distance, start, keys)
+        direction = noise.normal(noise.derived(keys, 0), start.shape[1:])
+        length = l2(direction).view(-1, *[1] * (start.dim() - 1))
+        return (start + self.epsilon * direction / length).clamp(0, 1)
+
+
+Construction = Annotated[Robustified | Relabelled | Null, Field(discriminator="kind")]
 
 
 @inputs.gradients()
@@ -150,6 +184,7 @@ def construct(
     began, labels = how.plan(images, seed)
     precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
+    keys = _keys(len(labels), seed).to(hardware.device)
 
     def one_batch(first: int) -> dict[str, Tensor]:
         rows = slice(first, first + batch_size)
@@ -160,7 +195,8 @@ def construct(
             how.check(outputs, goal)
             before = how.distance(outputs, goal)
             with hardware.autocast(precision):
-                found = how.move(lambda x: how.outputs(network, x), lambda z, at=...: how.distance(z, goal[at]), start)
+                near = lambda z, at=...: how.distance(z, goal[at])  # noqa: E731
+                found = how.move(lambda x: how.outputs(network, x), near, start, keys[rows])
             inputs.finite(found, "the network's gradients give")
             stored = (255 * found).round().byte()  # what a dataset keeps
             outputs = how.outputs(network, as_float(stored).to(start))
@@ -172,7 +208,7 @@ def construct(
     starts = range(0, max(1, len(labels)), batch_size)
     parts = side_by_side(lambda first: once(first, lambda: one_batch(first)), starts, hardware.device, report=report)
     columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
-    made = ImageSet(columns.pop("images"), labels, images.classes, f"{images.name}, {how.kind}")
+    made = ImageSet(columns.pop("images"), how.labelled(labels, seed), images.classes, f"{images.name}, {how.kind}")
     return Constructed(made, began, **columns)
 
 
