@@ -2,12 +2,14 @@ import hashlib
 import json
 import math
 import re
+import subprocess
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from companion import paths
-from companion.report.publish import publish
+from companion.report.publish import locked, publish
 from robust_features.settings import UserError
 
 
@@ -23,6 +25,25 @@ def test_a_published_report_has_a_manifest_of_every_file(tmp_path, monkeypatch):
     )
     assert manifest["files"] == {"11-first/tables/x.csv": hashlib.sha256(b"a,b\n").hexdigest()}
     assert manifest["params"]["scale"] == "gpu" and manifest["provenance"]["commit"] == "abc"
+
+
+def test_what_is_published_has_the_lock_entries_of_what_is_up_to_date(tmp_path, monkeypatch):
+    stage = "  {0}: {{cmd: 'echo {0} > {0}', deps: [{0}.txt], outs: [{0}]}}\n"
+    (tmp_path / "dvc.yaml").write_text("stages:\n" + "".join(stage.format(name) for name in ("kept", "edited", "gone")))
+    for name in ("kept", "edited", "gone"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    monkeypatch.chdir(tmp_path)
+    for command in (["init", "--no-scm"], ["repro"]):
+        subprocess.run(["dvc", *command, "--quiet"], check=True)
+    (tmp_path / "edited.txt").write_text("anew")
+    (tmp_path / "dvc.yaml").write_text("stages:\n" + "".join(stage.format(name) for name in ("kept", "edited")))
+    found = locked(tmp_path)
+    assert [*found["stages"]] == ["kept"] and found["stages"]["kept"]["deps"][0]["path"] == "kept.txt"
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
+    (tmp_path / "reports/gpu/11-first").mkdir(parents=True)
+    target = publish({"scale": "gpu"}, {}, lock=found)
+    assert YAML(typ="safe").load(target / "dvc.lock") == found
+    assert "dvc.lock" in json.loads((target / "manifest.json").read_text())["files"]
 
 
 def test_what_is_not_made_yet_is_not_published(tmp_path, monkeypatch):

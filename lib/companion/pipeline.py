@@ -21,6 +21,7 @@ from companion import checkout, closure, paths
 from companion.paths import PAGE
 from companion.report.contents import GROUNDWORK, Page, groundwork, load_run, read, sections
 from companion.report.index import index as write_contents
+from companion.report.publish import locked
 from companion.report.publish import publish as copy_with_manifest
 from companion.report.shown import write
 from companion.report.surroundings import apart, channel
@@ -105,11 +106,11 @@ def pages() -> Path:
 
 
 def publish() -> Path:
-    """Copy this scale's report to reports/published/, with a manifest, to be committed."""
+    """Copy this scale's report to reports/published/, with a manifest and what dvc.lock says of it, to be committed."""
     settings = load_run()
     if (paths.REPORTS / settings["scale"]).exists():
         index()  # contents of what is there, also where papers are published one by one
-    return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0))
+    return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0), lock=locked(paths.ROOT))
 
 
 def index() -> Path:

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ruamel.yaml import YAML
+
 from companion import paths
 from robust_features.files import atomic, sha256
 from robust_features.settings import UserError
 
 
-def publish(run: dict[str, Any], provenance: dict[str, Any], source: Path | None = None) -> Path:
+def publish(
+    run: dict[str, Any], provenance: dict[str, Any], source: Path | None = None, lock: dict[str, Any] | None = None
+) -> Path:
     """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
 
-    `source` is another folder to copy. Raises UserError if there is no report yet."""
+    `source` is another folder to copy, `lock` the entries of dvc.lock that tell which code, settings and data it was made of.
+    Raises UserError if there is no report yet."""
     source, target = source or paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
     if not any(source.glob("*")):
         raise UserError(f"{source} holds no report yet: run `make reproduce SCALE={run['scale']}` first")
@@ -23,11 +28,24 @@ def publish(run: dict[str, Any], provenance: dict[str, Any], source: Path | None
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
         for page in partial.rglob("*.html"):
             page.write_text(_within(_deeper(page.read_text("utf-8")), page), "utf-8")
+        if lock:
+            with (partial / "dvc.lock").open("w", encoding="utf-8") as file:
+                YAML().dump(lock, file)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
         manifest = {"provenance": provenance, "params": run, "files": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return target
+
+
+def locked(project: Path) -> dict[str, Any]:
+    """dvc.lock of a project, but for stages that are not up to date, and those that the chosen scale does not have."""
+    from dvc.repo import Repo  # seconds to import
+
+    with Repo(str(project)) as repo:
+        finished = {stage.addressing for stage in repo.index.stages} - {*repo.status()}
+    lock = YAML(typ="safe").load(project / "dvc.lock")
+    return lock | {"stages": {name: entry for name, entry in lock["stages"].items() if name in finished}}
 
 
 def _within(html: str, page: Path) -> str:
