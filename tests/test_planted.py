@@ -6,6 +6,7 @@ import torch
 from robust_features import hardware
 from robust_features.batches import as_float
 from robust_features.bottleneck import Distillation
+from robust_features.dependence import HSIC
 from robust_features.planted import (
     CLASSES,
     Channels,
@@ -17,7 +18,9 @@ from robust_features.planted import (
     score_dependence,
     score_index,
 )
-from robust_features.recovery import Study, network, nudged, recover
+from robust_features.recovery import Study, course, fit, network, nudged, recover
+from robust_features.regularisers import IBRAR
+from robust_features.training.objectives import Standard
 
 pytestmark = pytest.mark.numeric
 
@@ -136,3 +139,22 @@ def test_a_study_is_the_same_twice_and_its_shuffled_labels_are_the_same_labels()
     assert not torch.equal(network(0).stages["logits"].weight, network(1).stages["logits"].weight)
     body, texture, whole = (first.tests[name].images for name in ("R body", "R texture", "R"))
     assert torch.equal(body[:, :, :9], whole[:, :, :9]) and torch.equal(texture[:, :, 9:], whole[:, :, 9:])
+
+
+def test_the_course_of_training_begins_where_networks_do_and_follows_the_weight_that_the_loss_has():
+    trace = HSIC(estimator="biased", bandwidth="median")
+    world, how = World(), dict(seed=1, epochs=3, estimates={"trace": trace})
+    images, tests = (world.draw(KNOWN, count, seed=seed) for count, seed in ((400, 5), (100, 6)))
+    none, *pulled = (
+        course(images, tests, loss, **how)
+        for loss in (None, IBRAR(alpha=10.0, beta=0.0, hsic=trace), IBRAR(alpha=0.0, beta=10.0, hsic=trace))
+    )
+    assert [row["epoch"] for row in none] == [0, 0, 1, 1, 2, 2, 3, 3]
+    for rows in pulled:
+        assert rows[:2] == none[:2], "before training all are one network"
+    (images_less, _), (_, labels_more) = ([row["value"] for row in rows[-2:]] for rows in pulled)
+    assert images_less < none[-2]["value"] and labels_more > none[-1]["value"]
+    zero = fit(images, Standard(), seed=1, epochs=2, regulariser=IBRAR(alpha=0.0, beta=0.0)).state_dict()
+    assert all(
+        torch.equal(zero[name], value) for name, value in fit(images, Standard(), seed=1, epochs=2).state_dict().items()
+    )

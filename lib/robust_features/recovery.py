@@ -1,5 +1,6 @@
 """What networks learn of a planted world (`planted`): of it as it is, of datasets made of it, and of their null controls."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,9 +12,11 @@ from robust_features.attacks import PGD, Ball, l2
 from robust_features.attacks.ball import per_image
 from robust_features.batches import ImageSet, as_float
 from robust_features.construction import Relabelled, Robustified, construct
+from robust_features.dependence import HSIC
 from robust_features.hardware import Hardware
 from robust_features.networks import Network, Normalize
 from robust_features.planted import BODY, CLASSES, SIZE, Patterns, World, patterns
+from robust_features.regularisers import IBRAR
 from robust_features.settings import Count, Positive, settings
 from robust_features.training.objectives import Adversarial, Objective, Standard
 
@@ -101,17 +104,60 @@ def network(seed: int) -> Network:
     return Network(stages, split="hidden", hidden=("hidden",))
 
 
-def fit(images: ImageSet, objective: Objective, *, seed: int, epochs: int) -> Network:
-    """A network trained with Adam, in batches of 100, in eval mode."""
+def course(
+    images: ImageSet,
+    tests: ImageSet,
+    regulariser: IBRAR | None,
+    *,
+    seed: int,
+    epochs: int,
+    estimates: Mapping[str, HSIC],
+    batch: int = 100,
+) -> list[dict[str, str | int | float]]:
+    """How much the hidden layer depends on images and labels before training and after every epoch, by each estimate.
+
+    A row an epoch, estimate and side: HSIC of the first `batch` test images, divided by the root of the product of the two
+    kernels' own, so that 1 is the most there is and the size of the layer's outputs counts for nothing.
+    """
+    x, y, rows = as_float(tests.images[:batch]), tests.labels[:batch], []
+
+    def watch(epoch: int, learner: Network) -> None:
+        with torch.no_grad():
+            hidden = learner.activations(x)["hidden"]
+        for name, estimate in estimates.items():
+            layer = estimate.of_features(hidden)
+            for side, other in {"images": estimate.of_features(x), "labels": estimate.of_labels(y, CLASSES)}.items():
+                scaled = estimate(layer, other) / (estimate(layer, layer) * estimate(other, other)).sqrt()
+                rows.append({"epoch": epoch, "estimate": name, "on the": side, "value": scaled.item()})
+
+    fit(images, Standard(), seed=seed, epochs=epochs, regulariser=regulariser, watch=watch)
+    return rows
+
+
+def fit(
+    images: ImageSet,
+    objective: Objective,
+    *,
+    seed: int,
+    epochs: int,
+    regulariser: IBRAR | None = None,
+    watch: Callable[[int, Network], None] = lambda epoch, learner: None,
+) -> Network:
+    """A network trained with Adam, in batches of 100, in eval mode; `watch` is called before training and after every epoch."""
     learner, draws = network(seed), Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
     x, y = as_float(images.images), images.labels
-    for _ in range(epochs):
+    watch(0, learner)
+    for epoch in range(1, epochs + 1):
         for rows in torch.randperm(len(y), generator=draws).split(100):
-            loss = objective(learner, x[rows], y[rows], generator=draws).loss
+            outcome = objective(learner, x[rows], y[rows], generator=draws)
+            loss = outcome.loss
+            if regulariser:
+                loss = loss + regulariser(learner, outcome.passes, x[rows], y[rows], given=outcome.images)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+        watch(epoch, learner)
     return learner.eval()
 
 
