@@ -2,7 +2,7 @@
 #                  SCALE=photographs (or quick, gpu, paper) chooses that scale first, in params.yaml
 #                  PAPER=kim: its sections, with all they need; ONLY=11-kim-3.1: one section, or stage
 #                  SLOTS=4: stages at once, on this machine or on each of its GPUs; SCHEDULER=tcp://…: on the workers of a Dask scheduler
-# make plan        what a scale would cost on this machine: passes through networks, and hours; SCALE=photographs for another
+# make plan        what a scale would cost on this machine: passes through networks, and hours; SCALE=photographs for another, gpu: counted for an H100
 # make status      what would run, and why
 # make test        the tests                  make lab    JupyterLab on the notebooks
 # make bench       times the library beside other implementations (README: where they come from)

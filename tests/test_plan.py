@@ -9,6 +9,7 @@ from robust_features.training import Training
 from robust_features.training.loop import SGD
 from robust_features.training.objectives import Adversarial, Standard, TradesKim
 
+ABOUT = "networks@mine/main", "mine", VGG16(), 32
 PGD_3 = PGD(epsilon=0.1, step_size=0.05, steps=3)
 
 
@@ -33,7 +34,8 @@ def test_an_attack_that_leaves_fooled_images_costs_less_and_a_search_does_not(at
 )
 def test_a_training_counts_what_its_objective_does_with_an_image(objective, each):
     model = Training(dataset="digits", network=VGG16(), objective=objective, optimiser=SGD(learning_rate=0.1), epochs=2)
-    assert plan.epochs(model, images=100, validation=30) == pytest.approx(2 * (100 * each + 30 / 3))
+    found = sum(work.passes for work in plan.trained(ABOUT, model, images=100, validation=30))
+    assert found == pytest.approx(2 * (100 * each + 30 / 3))
 
 
 def test_clean_images_are_distilled_with_three_labels_and_attacked_ones_with_two():
@@ -44,4 +46,24 @@ def test_every_heavy_stage_of_a_scale_is_in_its_plan():
     run = quick()
     kinds = {"networks": run.networks, "construct": run.constructed, "transfer": run.transfers}
     assert {work.stage for work in plan.works(run)} == {f"{kind}@{key}" for kind, keys in kinds.items() for key in keys}
-    assert all(work.whole > 0 for work in plan.works(run))
+    assert all(work.images >= 0 and work.calls >= 0 for work in plan.works(run))
+
+
+def test_batches_of_images_that_are_not_fooled_go_on_to_the_last_step():
+    attack = PGD(epsilon=0.1, step_size=0.05, steps=20, until="fooled")
+    (work,) = plan.attacked(ABOUT, attack, images=1000, surviving=0.05)
+    assert (work.images, work.calls, work.precision) == (1000, 4 * 20, "fp32")
+    (until_the_end,) = plan.attacked(ABOUT, PGD_3, images=1000, surviving=0.05)
+    assert (until_the_end.images, until_the_end.calls, until_the_end.precision) == (3000, 4 * 3, "bf16")
+
+
+def test_a_set_with_an_image_for_every_class_counts_them_all_and_noise_needs_no_network():
+    found = {work.record: work for work in plan.works(quick()) if work.stage.startswith("construct@")}
+    assert found["springer/main/zero"].images == 10 * (1000 + 100) * 6
+    assert found["ilyas/main/noise"].images == 0
+
+
+def test_a_paper_is_given_the_stages_of_others_that_it_needs():
+    stages, data = plan.needs(quick(), "ilyas")
+    assert {"networks@springer/victims", "transfer@ilyas/main", "networks@ilyas/sources"} <= {*stages}
+    assert "networks@springer/sources" not in stages and data == ["digits-16"]

@@ -2,9 +2,10 @@
 
 Counted are passes, one image forward and back through a network; timed is one of each network on this machine. Of attacks that
 leave an image once it is fooled, a part of the images is counted, SURVIVORS. Regularisers and the sections, which mostly read
-what is there, are not counted.
+what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline` says what one GPU would take.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,20 +13,25 @@ from time import perf_counter
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from companion import paths
+from companion import paths, roofline
+from companion.constructed import Recipe
 from companion.datasets import Source
 from companion.groups import Group
 from companion.params import Run, check, read
-from robust_features import hardware
+from companion.roofline import Kind
+from robust_features import evaluation, hardware
 from robust_features.attacks import Attack
-from robust_features.bottleneck import Bottleneck
-from robust_features.hardware import Hardware
+from robust_features.bottleneck import CHUNK, Bottleneck
+from robust_features.hardware import Hardware, Precision
 from robust_features.networks import NetworkSettings, build, label
 from robust_features.settings import UserError
 from robust_features.training import Training
 
+COUNTED = "gpu"  # the scale whose minutes are counted, wherever it is asked for
+About = tuple[str, str, NetworkSettings, int]  # the first four of Work
 ABOUT = 17_000, 1_700  # training and test images where they are known once they are read: nine groups of Tiny-ImageNet
 SURVIVORS = {
     False: 0.5,
@@ -37,13 +43,22 @@ CLASSES, BATCH, ROUNDS = 10, 100, 3  # of the networks and the batches that are 
 
 @dataclass(frozen=True)
 class Work:
-    """Passes that a stage makes through one network: of whole networks, and of heads alone, where features are distilled."""
+    """Equal calls of one network, or of its head alone, in a stage: so many batches, and images in all of them."""
 
     stage: str
+    record: str  # what is trained, attacked or made by it
     network: NetworkSettings
     size: int  # pixels of an image's side
-    whole: float
-    head: float = 0.0
+    kind: Kind
+    images: float
+    calls: float
+    does: str = "pgd"  # what surrounds the network, an entry of BESIDE in companion.roofline
+    precision: Precision = "bf16"  # on a GPU
+
+    @property
+    def passes(self) -> float:
+        """Of an image, forward and back."""
+        return self.images * (FORWARD if self.kind == "forward" else 1)
 
 
 def passes(attack: Attack, surviving: float = 1.0, classes: int = CLASSES) -> float:
@@ -71,12 +86,34 @@ def passes(attack: Attack, surviving: float = 1.0, classes: int = CLASSES) -> fl
             return float(attack.steps)
 
 
-def epochs(model: Training, images: int, validation: int) -> float:
-    """Passes of a whole training on so many images, and of what is watched."""
+def attacked(about: About, attack: Attack, images: int, surviving: float) -> Iterator[Work]:
+    """An attack on so many images; a batch goes on to the last step as long as one of its images is not fooled."""
+    precision = evaluation.crafted_in(attack, nn.Identity(), Hardware(torch.device("cuda"), "bf16"))
+    for part in attack.parts if attack.kind == "autoattack" else (attack,):
+        if part.kind == "square":
+            queries = images * part.queries * surviving
+            yield Work(*about, "forward", queries, _batches(images) * part.queries, "square", precision)
+            continue
+        each, steps = passes(part, surviving), part.pgd.steps if part.kind == "adaptive" else part.steps
+        yield Work(*about, "attack", images * each, _batches(images) * max(steps, each), part.kind, precision)
+
+
+def trained(about: About, model: Training, images: int, validation: int) -> Iterator[Work]:
+    """A whole training on so many images, and what is watched."""
     inner = 0 if model.objective.kind == "standard" else model.objective.attack.steps
     outer = 2 if model.objective.kind in ("trades", "trades-kim", "mart") else 1
-    watched = FORWARD + (passes(model.monitor) + FORWARD if model.monitor else 0)
-    return model.epochs * (images * (inner + outer) + validation * watched)
+    seen, batches, watched = (
+        model.epochs * images,
+        model.epochs * (images // model.batch_size),
+        model.epochs * validation,
+    )
+    does = "regularised" if model.regulariser else "training"
+    yield Work(*about, "training", seen * outer, batches * outer, does)
+    yield Work(*about, "attack", seen * inner, batches * inner)
+    yield Work(*about, "forward", watched, model.epochs * _batches(validation))
+    if model.monitor:
+        yield from attacked(about, model.monitor, watched, 1.0)
+        yield Work(*about, "forward", watched, model.epochs * _batches(validation))
 
 
 def distilled(how: Bottleneck, sets: int, images: int) -> float:
@@ -86,20 +123,24 @@ def distilled(how: Bottleneck, sets: int, images: int) -> float:
 
 def works(run: Run) -> Iterator[Work]:
     """What every heavy stage of a scale does, network by network."""
-    bases = {f"{key}/{name}": entry.dataset for key, entry in run.constructed.items() for name in entry.sets}
     for name, group in run.networks.items():
         for member, model in group.trainings.items():
-            yield _member(f"networks@{name}", run, group, member, model, run.datasets[_base(bases, model.dataset)])
+            yield from _member(f"networks@{name}", run, group, member, model)
     for key, entry in run.constructed.items():
         data, members = run.datasets[entry.dataset], run.networks[entry.networks].trainings
-        for recipe, member in entry.ids(key, [*members]).values():
-            count = sum(_count(data)[split] for split in recipe.splits)
-            yield Work(f"construct@{key}", members[member].network, data.size, float(count * recipe.make.steps))
+        for id, (recipe, member) in entry.ids(key, [*members]).items():
+            count = _each(recipe) * sum(_count(data)[split] for split in recipe.splits)
+            steps = 0 if getattr(recipe.make, "control", "") == "noise" else recipe.make.steps
+            about = f"construct@{key}", id, members[member].network, data.size, "attack"
+            yield Work(*about, count * steps, _batches(count, recipe.batch_size) * steps, recipe.make.kind)
     for key, transfer in run.transfers.items():
         data, victims = run.datasets[transfer.dataset], len(run.networks[transfer.victims].trainings)
-        for model in run.networks[transfer.sources].trainings.values():
-            each = sum(passes(attack) + FORWARD * victims for attack in transfer.attacks.values())
-            yield Work(f"transfer@{key}", model.network, data.size, _count(data)["test"] * each)
+        count = _count(data)["test"]
+        for source, model in run.networks[transfer.sources].trainings.items():
+            about = f"transfer@{key}", source, model.network, data.size
+            for attack in transfer.attacks.values():
+                yield from attacked(about, attack, count, 1.0)
+                yield Work(*about, "forward", count * victims, _batches(count) * victims)
 
 
 def timed(network: NetworkSettings, size: int, chosen: Hardware) -> tuple[float, float]:
@@ -134,24 +175,95 @@ def plan(run: Run) -> pd.DataFrame:
     rows = pd.DataFrame(
         {
             "stage": work.stage,
-            "networks": 1,
-            "million passes": (work.whole + work.head) / 1e6,
-            "hours": (work.whole * whole + work.head * head) / 3600,
+            "networks": work.record,
+            "million passes": work.passes / 1e6,
+            "hours": work.passes * speeds[label(work.network), work.size][work.kind == "head"] / 3600,
         }
         for work in found
-        for whole, head in [speeds[label(work.network), work.size]]
     )
-    return rows.groupby("stage", sort=False).sum().sort_values("hours", ascending=False)
+    return _by_stage(rows).sort_values("hours", ascending=False)
 
 
-def _member(stage: str, run: Run, group: Group, name: str, model: Training, data: Source) -> Work:
-    count, attacks = _count(data), group.attacks_on(name)
-    whole = epochs(model, count["train"], count["validation"])
-    surviving = SURVIVORS[model.objective.kind == "standard"]
-    whole += count["test"] * (FORWARD + sum(passes(attack, surviving) for attack in attacks.values()))
-    sets = len({*group.distil} & {*attacks})
-    head = distilled(group.bottleneck, sets, count["test"]) if group.bottleneck else 0.0
-    return Work(stage, model.network, data.size, whole, head)
+def counted(run: Run) -> pd.DataFrame:
+    """A row a heavy stage, in the order of params.yaml: networks, million passes, TFLOP, minutes on one GPU as counted."""
+    costs: dict[tuple[str, int, Kind], roofline.Cost] = {}
+    rows = []
+    for work in works(run):
+        key = label(work.network), work.size, work.kind
+        if key not in costs:
+            costs[key] = roofline.cost(work.network, work.size, work.kind)
+        seconds = roofline.seconds(costs[key], work.images, work.calls, work.does, work.precision)
+        row = {"stage": work.stage, "networks": work.record, "million passes": work.passes / 1e6}
+        rows.append(row | {"TFLOP": work.images * costs[key].flops / 1e12, "minutes": seconds / 60})
+    return _by_stage(pd.DataFrame(rows))
+
+
+def needs(run: Run, paper: str) -> tuple[list[str], list[str]]:
+    """The heavy stages that a paper's pages need, and the datasets that those read."""
+    entries = {f"construct@{key}": [entry.networks] for key, entry in run.constructed.items()}
+    entries |= {f"transfer@{key}": [each.sources, each.victims] for key, each in run.transfers.items()}
+    own = [stage for stage in entries if _paper(stage) == paper]
+    groups = {name for name in run.networks if _paper(name) == paper} | {
+        name for stage in own for name in entries[stage]
+    }
+    used = {model.dataset for name in groups for model in run.networks[name].members.values()}
+    return [*(f"networks@{name}" for name in run.networks if name in groups), *own], sorted(used & run.datasets.keys())
+
+
+def subtotals(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a paper, of the rows of `counted`: its stages, TFLOP, and minutes: of work, to start and to read, of sections, all."""
+    found = {}
+    for paper in dict.fromkeys(_paper(name) for name in run.networks):
+        stages, data = needs(run, paper)
+        own = rows.loc[stages]
+        waits = (len(stages) * roofline.START + len(data) * roofline.READING) / 60
+        total = own["minutes"].sum() + waits + roofline.SECTIONS / 60
+        found[paper] = {"stages": len(stages), "TFLOP": own["TFLOP"].sum(), "work": own["minutes"].sum()}
+        found[paper] |= {"starts": waits, "sections": roofline.SECTIONS / 60, "minutes": total}
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def _by_stage(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sums a stage; of networks, how many."""
+    sums = {name: "nunique" if name == "networks" else "sum" for name in rows.columns[1:]}
+    return rows.groupby("stage", sort=False).agg(sums)
+
+
+def _member(stage: str, run: Run, group: Group, name: str, model: Training) -> Iterator[Work]:
+    """Its training, its attacks, its distillation."""
+    data, copies = _read(run, model.dataset)
+    about, count = (stage, name, model.network, data.size), _count(data)
+    yield from trained(about, model, copies * count["train"], copies * count["validation"])
+    test, attacks = count["test"], group.attacks_on(name)
+    yield Work(*about, "forward", test, _batches(test))
+    for attack in attacks.values():
+        yield from attacked(about, attack, test, SURVIVORS[model.objective.kind == "standard"])
+    if group.bottleneck:
+        heads = distilled(group.bottleneck, len({*group.distil} & {*attacks}), test)
+        yield Work(*about, "head", heads, heads / min(CHUNK, test), "distilled", "fp32")
+
+
+def _batches(count: int, size: int = evaluation.BATCH) -> int:
+    return math.ceil(count / size)
+
+
+def _each(recipe: Recipe) -> int:
+    """How many images are made of one."""
+    return CLASSES if getattr(recipe.make, "targets", "") == "every" else 1
+
+
+def _read(run: Run, name: str) -> tuple[Source, int]:
+    """The dataset that a constructed one is made of, and how many images of one; of others itself, and 1."""
+    for key, entry in run.constructed.items():
+        for set_name, recipe in entry.sets.items():
+            if f"{name}/".startswith(f"{key}/{set_name}/"):
+                return run.datasets[entry.dataset], _each(recipe)
+    return run.datasets[name], 1
+
+
+def _paper(name: str) -> str:
+    """Of a group, an entry or its stage: networks@kim/vgg16 is of kim."""
+    return name.rpartition("@")[2].partition("/")[0]
 
 
 def _count(data: Source) -> dict[str, int]:
@@ -160,15 +272,12 @@ def _count(data: Source) -> dict[str, int]:
     return {"train": data.train or train - data.validation, "validation": data.validation, "test": data.test or test}
 
 
-def _base(bases: dict[str, str], name: str) -> str:
-    """The dataset that a constructed one is made of; of others itself."""
-    return next((base for key, base in bases.items() if f"{name}/".startswith(f"{key}/")), name)
-
-
 def main(scale: str = "") -> None:
     """Print the plan of a scale, by default the one that params.yaml names."""
     text = read(paths.PARAMS)
     _, run = check(text, scale or str(text["scale"]))
+    if run.scale == COUNTED:
+        return _print_counted(run)
     rows, slots = plan(run), max(1, torch.cuda.device_count() or hardware.cores())
     print(rows.round({"million passes": 2, "hours": 2}).to_string())
     hours = rows["hours"].sum()
@@ -176,6 +285,19 @@ def main(scale: str = "") -> None:
         f"\n{run.scale}: {len(rows)} stages, {rows['million passes'].sum():.1f} million passes, {hours:.1f} hours one by one;"
     )
     print(f"at best {max(hours / slots, rows['hours'].max()):.1f} hours on {slots} cores or GPUs.")
+
+
+def _print_counted(run: Run) -> None:
+    rows = counted(run)
+    print(rows.round({"million passes": 2, "TFLOP": 0, "minutes": 2}).to_string())
+    print(
+        f"\n{run.scale}, a paper with all that it needs, minutes: of its stages, to start them and to read datasets, of its pages"
+    )
+    print(subtotals(run, rows).round({"TFLOP": 0, "work": 1, "starts": 1, "sections": 1, "minutes": 1}).to_string())
+    print(
+        f"counted, not measured: one H100 at {roofline.RATE['bf16'] / 1e12:.0f} TFLOP/s in bf16, {roofline.RATE['fp32'] / 1e12:.0f}"
+        f" in TF32, {roofline.BANDWIDTH / 1e12:.1f} TB/s, and {1e6 * roofline.LAUNCH:.0f} µs an operation; one stage after another"
+    )
 
 
 if __name__ == "__main__":
