@@ -1,7 +1,7 @@
 import pytest
 from sample_networks import quick
 
-from companion import plan
+from companion import params, paths, plan
 from robust_features.attacks import APGD, FAB, PGD, AutoAttack, CarliniWagner, Square
 from robust_features.bottleneck import Bottleneck
 from robust_features.networks import VGG16
@@ -67,3 +67,10 @@ def test_a_paper_is_given_the_stages_of_others_that_it_needs():
     stages, data = plan.needs(quick(), "ilyas")
     assert {"networks@springer/victims", "transfer@ilyas/main", "networks@ilyas/sources"} <= {*stages}
     assert "networks@springer/sources" not in stages and data == ["digits-16"]
+
+
+def test_every_paper_fits_into_eight_minutes_of_one_gpu():
+    run = params.check(params.read(paths.PARAMS), "gpu")[1]
+    found = plan.subtotals(run, plan.counted(run))
+    assert [*found.index] == ["kim", "xu", "ilyas", "springer"]
+    assert found["minutes"].max() <= 8
