@@ -10,7 +10,7 @@ from torch import Tensor
 class RowAdam:
     """Adam (Kingma and Ba 2015, Algorithm 1) with its default decay rates, elementwise: rows do not influence one another.
 
-    torch.optim.Adam does the same, but making one imports torch's compiler, which takes longer than many a search here.
+    torch.optim.Adam does the same, but constructing it imports torch's compiler, which takes longer than many of the searches here.
     """
 
     value: Tensor
@@ -32,5 +32,5 @@ class RowAdam:
         self.value.addcdiv_(self.mean, scale, value=-self.learning_rate / (1 - 0.9**self.step_count))
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows of `value` only."""
+        """Continue with these rows of `value` only."""
         self.value, self.mean, self.square = self.value[rows], self.mean[rows], self.square[rows]

@@ -1,4 +1,4 @@
-"""The Information Bottleneck of Kim et al. 2021, Sec. 2: how much noise each channel bears, and what follows for each."""
+"""The Information Bottleneck of Kim et al. 2021, Sec. 2: how much noise each channel tolerates, and what follows for each."""
 
 import math
 from dataclasses import dataclass
@@ -66,8 +66,8 @@ def distil(
 ) -> Distillation:
     """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
-    Losses are summed over images, so that no image's σ depends on who shares its batch. Raises ValueError for features of
-    one position, which have no variance, for features that are no (N, C, h, w), and for what `inputs` refuses.
+    Losses are summed over images, so that no image's σ depends on its batch. Raises ValueError for features of one
+    position, which have no variance, for features that are not (N, C, h, w), and for what `inputs` refuses.
 
     >>> from robust_features.hardware import HardwareSettings, choose
     >>> from robust_features.networks import VGG16, build
@@ -91,7 +91,7 @@ def distil(
         none = features.new_zeros(features.shape[:2])
         return Distillation(none, none, none[:, 0])
     keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
-    with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32, or float64 as Z is
+    with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32, or float64 if Z is
         for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
             z, y = inputs.numbers(network, z.to(device), "features"), y.to(device)
             inputs.logits(network.head(z, at), y)
@@ -118,7 +118,7 @@ def noise_variation(
 ) -> tuple[Tensor, Tensor]:
     """σ and σ_z², each (n, C), of (n, C, h, w) features: Adam lowers Eq. 4 over ρ, where σ = softplus(ρ).
 
-    The images' `keys` draw ε: one a channel and step, shared by all positions (Eq. 3; authors' code).
+    The images' `keys` draw ε: one per channel and step, shared by all positions (Eq. 3; authors' code).
     """
     channels, variance = z.shape[1], z.flatten(2).var(2)
     beta = settings.beta * channels / (network.full_channels or channels)
@@ -137,7 +137,7 @@ def noise_variation(
 
 
 def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:
-    """Z + σ·ε (Eq. 3): (N, C, h, w) features with one draw a channel of size (N, C) σ; zero where σ is masked."""
+    """Z + σ·ε (Eq. 3): (N, C, h, w) features with one draw per channel, of size (N, C) σ; zero where σ is masked."""
     keys = noise.image_keys(len(features), generator)
     return features + (sigma * noise.normal(keys, sigma.shape[1:]))[:, :, None, None]
 

@@ -14,11 +14,11 @@ Bandwidth = Positive | Literal["median"]
 
 
 def gaussian_kernel(x: Tensor, bandwidth: Bandwidth = 5.0) -> Tensor:
-    """(…, N, d) → (…, N, N): exp(−‖a − b‖² / (2 σ² d)) for a bandwidth σ, or with the median distance for σ² d.
+    """(…, N, d) → (…, N, N): exp(−‖a − b‖² / (2 σ² d)) for a bandwidth σ, or with the median distance as σ² d.
 
-    float32 whatever the network computes in; dividing by d makes one σ do for layers of any size (Wang et al. 2021).
+    float32 whatever the network computes in; dividing by d lets one σ serve layers of any size (Wang et al. 2021).
     """
-    distances = linear_kernel(x)  # to be, in place: fresh memory costs more than the arithmetic
+    distances = linear_kernel(x)  # computed in place below: fresh memory costs more than the arithmetic
     squares = distances.diagonal(dim1=-2, dim2=-1).clone()
     distances.mul_(-2).add_(squares[..., :, None]).add_(squares[..., None, :]).clamp_min_(0)
     if bandwidth != "median":
@@ -98,7 +98,7 @@ class HSIC:
         return {"biased": hsic, "unbiased": unbiased_hsic}[self.estimator](first, second)
 
     def problem(self, count: int, key: str) -> str:
-        """What is wrong with batches of `count` images, which the setting `key` says; empty if nothing."""
+        """What is wrong with batches of `count` images, set by the setting `key`; empty if nothing."""
         least = 4 if self.estimator == "unbiased" else 2
         short = f"hsic.estimator: {self.estimator} needs batches of {least} images or more, {key} is {count}"
         return short if count < least else ""
@@ -108,14 +108,14 @@ class HSIC:
         return gaussian_kernel(x.flatten(1), self.bandwidth)
 
     def of_channels(self, x: Tensor) -> Tensor:
-        """(C, N, N): a kernel a channel of (N, C, …) features."""
+        """(C, N, N): one kernel per channel of (N, C, …) features."""
         return gaussian_kernel(x.flatten(2).transpose(0, 1), self.bandwidth)
 
     def by_channel(self, features: Tensor, kernels: Tensor) -> Tensor:
         """(R, C): the dependence of every channel of (N, C, …) features on each of (R, N, N) kernels; without gradients."""
 
         def some(start: int) -> Tensor:
-            with torch.no_grad():  # which every thread says for itself
+            with torch.no_grad():  # which every thread must set for itself
                 return self(self.of_channels(features[:, start : start + CHANNELS]), kernels[:, None])
 
         return torch.cat(side_by_side(some, range(0, features.shape[1], CHANNELS), features.device), 1)

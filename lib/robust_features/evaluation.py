@@ -19,7 +19,7 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, of the first that were kept."""
+    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, for the first ones, which were kept."""
 
     predictions: Tensor
     l2: Tensor
@@ -41,9 +41,9 @@ def attack_all(
 ) -> Attacked:
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
-    Memory is bounded by the batch (on a CPU: by one a thread), and by the first `images_kept` adversarial images, which are kept.
+    Memory is bounded by the batch (on a CPU: by one per thread), and by the first `images_kept` adversarial images, which are kept.
     Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what `inputs` refuses, such as
-    a network that gives NaN; of an empty set the result is empty.
+    a network that gives NaN; for an empty set the result is empty.
     """
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     precision = crafted_in(attack, network, hardware)
@@ -59,16 +59,16 @@ def attack_all(
         delta, room = adversarial - clean, max(0, images_kept - start)
         return [t.cpu() for t in (predictions, l2(delta), linf(delta), adversarial[:room].contiguous())]
 
-    starts = range(0, max(1, len(images)), batch_size)  # of an empty set, an empty batch
+    starts = range(0, max(1, len(images)), batch_size)  # for an empty set, one empty batch
     columns = zip(*side_by_side(one_batch, starts, hardware.device, report=report), strict=True)
     predictions, two, infinite, kept = (torch.cat(column) for column in columns)
     return Attacked(predictions, two, infinite, kept if images_kept else None)
 
 
 def crafted_in(attack: Attack, network: Network, hardware: Hardware) -> Precision:
-    """What an attack runs the network in: fp32 if it decides by the outputs which image it returns.
+    """The precision in which an attack runs the network: fp32 if it decides by the outputs which image it returns.
 
-    An image that rests because bfloat16 takes it for fooled may not be fooled: the attack would look weaker than it is.
+    An image that stops because it is fooled in bfloat16 may not really be fooled: the attack would look weaker than it is.
     """
     match attack:
         case PGD(until="end", restarts=1) | NIFGSM():

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what tells them apart."""
+"""Files that are written whole or not at all, and their checksums."""
 
 import hashlib
 import os

@@ -17,7 +17,7 @@ from robust_features.settings import Count, UserError, settings
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
-PAUSE = 30  # seconds between lines on how far it is
+PAUSE = 30  # seconds between lines on progress
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
 
@@ -25,8 +25,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 class HardwareSettings:
     """`auto` takes a CUDA device where there is one, and bfloat16 where the processor multiplies its matrices in hardware.
 
-    Of a network's work only its training, and attacks that follow the gradient to the end, are ever in bfloat16.
-    `threads` limits the CPU threads: narrow networks are too small to share, and threads that wait for each other are slower.
+    Only a network's training, and attacks that follow the gradient to the end, are ever in bfloat16.
+    `threads` limits the CPU threads: narrow networks are too small to be shared, and threads that wait for each other are slower.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -36,7 +36,7 @@ class HardwareSettings:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where tensors live, and what networks are trained and attacked in; predictions, losses, σ and norms are float32."""
+    """Where tensors live, and the precision networks are trained and attacked in; predictions, losses, σ and norms are float32."""
 
     device: torch.device
     precision: Literal["auto", "fp32", "bf16"]
@@ -46,7 +46,7 @@ class Hardware:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def precision_of(self, network: nn.Module) -> Precision:
-        """What this network is trained and attacked in: `auto` is bf16 if there are matrix units, and it gains by them.
+        """The precision this network is trained and attacked in: `auto` is bf16 if there are matrix units and it gains by them.
 
         On one thread of an Intel with AMX it takes 0.9 of float32's time for a VGG-16 of width 1/16, 0.7 for 1/8, 0.5 for
         1/4, and 0.7 for narrow WideResNets and DenseNets, but 1.2 to 1.8 where convolutions are depthwise.

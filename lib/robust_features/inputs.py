@@ -1,7 +1,7 @@
-"""What is brought from outside is checked where it enters, once: the loops behind it trust it, and no step waits for a check.
+"""Input from outside is checked once, where it enters: the loops behind it trust it, and no step waits for a check.
 
 Images are (N, C, H, W), float32 or float64, in [0, 1]; labels are integers, (N,). A network computes in its weights'
-precision, and what is found has the images'. Of an empty batch the result is empty. No result carries a graph, and nothing
+precision, and results have the images'. For an empty batch the result is empty. No result carries a graph, and nothing
 depends on whether the caller is inside torch.no_grad() or torch.inference_mode().
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 SEED = 0  # of an attack that is given no generator
-ROUNDING = 1e-6  # outside of [0, 1] by no more, as after resizing, images are clipped
+ROUNDING = 1e-6  # images outside of [0, 1] by no more, as after resizing, are clipped
 
 
 def attack(
@@ -23,8 +23,8 @@ def attack(
     """Adversarial images, (N, C, H, W) in [0, 1], of images in [0, 1] and their labels, (N,): `perturb` says what they are.
 
     Without a `generator` the draws are those of the seed 0, the same in every call. float32 and float64 images come back as
-    such. Raises ValueError, in one line, for images or labels that are not what
-    they must be, a network on another device or of 16 bits, and one that gives NaN; warns of probabilities for logits.
+    such. Raises ValueError, in one line, for invalid images or
+    labels, a network on another device or of 16 bits, and one that gives NaN; warns if it gives probabilities, not logits.
     """
     with gradients():
         x = pixels(model, images)
@@ -46,7 +46,7 @@ def gradients() -> Iterator[None]:
 
 
 def pixels(network: Any, images: Tensor) -> Tensor:
-    """(N, C, H, W) images in [0, 1], in the network's precision. Raises ValueError if they are not, or are elsewhere."""
+    """(N, C, H, W) images in [0, 1], in the network's precision. Raises ValueError if they are not, or are on another device."""
     images = numbers(network, images, "images")
     if images.ndim != 4:
         hint = ": one image is images[None]" if images.ndim == 3 else ""
@@ -63,7 +63,7 @@ def pixels(network: Any, images: Tensor) -> Tensor:
 
 
 def numbers(network: Any, values: Tensor, name: str = "features") -> Tensor:
-    """Images or features without their graph, in the network's precision. Raises ValueError: 16 bits, integers, elsewhere."""
+    """Images or features without their graph, in the network's precision. Raises ValueError for 16 bits, integers or another device."""
     if not isinstance(values, Tensor):
         raise ValueError(f"{name} must be a tensor, found {type(values).__name__}")
     weights = network.parameters() if isinstance(network, nn.Module) else ()
@@ -128,7 +128,7 @@ def finite(outputs: Tensor, what: str = "the network gives") -> Tensor:
 
 
 class _Watched:
-    """A network whose outputs and gradients are looked at in every pass: the first before the next step, all at the end.
+    """A network whose outputs and gradients are checked in every pass: the first before the next step, all at the end.
 
     What a step finds stays on the device, and nothing waits for it.
     """
@@ -141,7 +141,7 @@ class _Watched:
         self.last = torch.zeros(0, 2)
 
     def finite_on_the_way(self) -> None:
-        """Raise ValueError if a pass gave NaN or infinity: a step from there is none, and the image passes for robust."""
+        """Raise ValueError if a pass gave NaN or infinity: no step leads on from there, and the image would pass for robust."""
         for word, passes in self._broken.items():
             if passes:
                 raise ValueError(
@@ -175,7 +175,7 @@ class _Watched:
         if not self._climbs:
             finite(
                 gradient, "the network's gradients give"
-            )  # of NaN the sign is 0: such a network would pass for robust
+            )  # the sign of NaN is 0: such a network would pass for robust
             self._climbs = True
         self._broken["gradients"] += ~gradient.sum().isfinite()
 

@@ -24,7 +24,7 @@ class Inversion:
     default because, on two networks trained adversarially on digits, its images correlated better with the originals
     (0.64 against 0.57, 0.55 against 0.49; 50 images each).
 
-    The authors' `blur` is 0.01 at 32×32 and −0.5 at 64×64. They hardly feel it: "kim" grows with the cube of the
+    The authors' `blur` is 0.01 at 32×32 and −0.5 at 64×64. It has little effect there: "kim" grows with the cube of the
     features' norm. Under "cosine" a negative blur fills the image with a checkerboard, so take −0.5 with "kim" only.
     """
 
@@ -46,7 +46,7 @@ def invert(
     is a CPU generator. All images start from the same noise and share each step's view, and the loss is a sum over
     images: an image depends on its target and the seed, not on its batch. A target of zeros gives grey (a
     checkerboard if `blur` is negative). One seed gives identical images on a CPU; on a GPU the sampling's gradient adds
-    in any order, so that images differ by rounding. Raises ValueError where features and targets differ in shape.
+    in any order, so that images differ by rounding. Raises ValueError if features and targets differ in shape.
 
     >>> original = torch.linspace(0, 1, 8).expand(1, 3, 8, 8)  # brighter to the right
     >>> settings = Inversion(steps=60, jitter=0, rotation=0, scales=(1.0,))

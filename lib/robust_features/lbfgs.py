@@ -20,7 +20,7 @@ def approach(
 ) -> Tensor:
     """Images in [0, 1] at a lower distance(outputs(images)), (N,), than `start`'s; there is no step size to choose.
 
-    What is lowered is f = d²/2, and a step goes half of the way to d = 0 at most, as far as that is were outputs linear.
+    The objective is f = d²/2; a step goes at most half of the way to d = 0, estimated as if outputs were linear.
     Pixels at the end of their range that the gradient pushes outwards do not count.
     """
     images, pairs, last = start, deque[Pair](maxlen=MEMORY), None
@@ -53,7 +53,7 @@ def _direction(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Te
 
 
 def _scale(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """What the inverse Hessian is where nothing is known of it, (N,).
+    """The inverse Hessian where nothing is known about it: a factor for each image, (N,).
 
     Polyak's 2f / ‖g‖² (1987), which is long; once there is a pair, its geometric mean with the usual s·y / ‖y‖², which is short.
     """

@@ -15,7 +15,7 @@ MASK = 0xFFFFFFFF
 def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
     """(count,) int64 keys below 2³²; splitting `count` over several calls gives the same keys.
 
-    Keys that were drawn before are handed on as they are: an attack made of attacks keeps each image's own.
+    Keys that were drawn before are passed on unchanged: an attack made of attacks keeps each image's own.
 
     >>> all_at_once = uniform(image_keys(4, Generator().manual_seed(0)), (3,))
     >>> generator = Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
 
 
 def derived(keys: Tensor, number: int | Tensor) -> Tensor:
-    """(N,) other keys, independent of `keys` and of those of another `number` (one for all, or one a key)."""
+    """(N,) other keys, independent of `keys` and of those of another `number` (one for all, or one per key)."""
     return _mix(_mix(keys) ^ ((number + 1) * 0x85EBCA6B & MASK))
 
 
@@ -48,7 +48,7 @@ def below(bound: int, keys: Tensor) -> Tensor:
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
     """(N, *shape) float32, standard normal."""
     half = -(-math.prod(shape) // 2)
-    first, second = uniform(keys, (2, half), draw=draw).unbind(1)  # Box and Muller 1958: two normal numbers of these
+    first, second = uniform(keys, (2, half), draw=draw).unbind(1)  # Box and Muller 1958: two normal numbers from these
     radius, angle = (-2 * first.log()).sqrt_(), 2 * math.pi * second
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
     return both[:, : math.prod(shape)].view(-1, *shape)

@@ -35,8 +35,8 @@ class Patterns:
 class World:
     """Images of four classes: a large noisy pattern A, a small clean one B that is a part of it, and a texture C beside it.
 
-    Of every image the class is seen in A, whose cells bear noise that hides it from some; in B and C, which are clean but
-    show a random class in a share of images; C is bright or dark at random, so that no linear feature sees it.
+    An image's class is seen in A, whose cells have noise that hides it in some images, and in B and C, which are clean but
+    show a random class in a share of images. C is bright or dark at random, so that no linear feature sees it.
     """
 
     body: NonNegative = 0.06  # amplitudes, pixels in [0, 1] around 0.5
@@ -44,7 +44,7 @@ class World:
     texture: NonNegative = 0.02
     shade: NonNegative = 0.2  # standard deviation of the noise of the body's cells
     grain: NonNegative = 0.02  # and of every pixel
-    reliable: Share = 0.95  # the share of images whose B, and of those whose C, is of the label's class for certain
+    reliable: Share = 0.95  # the share of images whose B (and likewise C) certainly shows the label's class
 
     def draw(self, patterns: Patterns, count: int, *, parts: str = "ABC", seed: int) -> ImageSet:
         """`count` images, their labels 0 to 3 in turn, that show these parts of the patterns; without parts, noise.
@@ -89,7 +89,7 @@ def patterns(seed: int) -> Patterns:
 def readings(known: Patterns, images: Tensor) -> Tensor:
     """(N, 12) features that are known: A, B and C of each class, read off (N, 3, 12, 12) images by its pattern.
 
-    A and B linearly; of C the size, as its sign says nothing.
+    A and B linearly; for C the magnitude, as its sign says nothing.
     """
     x = (images - 0.5).flatten(1)
     of_a, of_b, of_c = (
@@ -107,7 +107,7 @@ class Channels:
     as much. An irrelevant one is on at random, and not read.
     """
 
-    each: Count = 16  # channels of a kind
+    each: Count = 16  # channels of each kind
     side: Count = 4  # positions: side × side
     size: Positive = 0.3  # of a robust channel that is on
     small: Positive = 0.1  # of a brittle one, in units of that
@@ -146,7 +146,7 @@ class Channels:
 def score_index(layer: Channels, index: Distillation) -> dict[str, float]:
     """How well the channels that the bottleneck calls non-robust are the brittle ones, in percent.
 
-    Precision and recall of that, over all images; AUC of a small σ, image by image; and of each kind, how many are called
+    Precision and recall over all images; AUC of a small σ, image by image; and for each kind, how many are called
     robust.
     """
     precision, recall = precision_recall(~index.robust, layer.kinds == 1)
@@ -158,10 +158,10 @@ def score_index(layer: Channels, index: Distillation) -> dict[str, float]:
 
 
 def score_dependence(layer: Channels, scores: Tensor) -> dict[str, float]:
-    """How well (3 · each,) scores of dependence on the labels tell what is irrelevant, in percent.
+    """How well (3 · each,) scores of dependence on the labels identify the irrelevant channels, in percent.
 
     How often an irrelevant channel scores less than a robust one, and than a brittle one; how many of the lowest third,
-    which a mask would remove, are irrelevant; and what an irrelevant channel scores, of what a robust one does.
+    which a mask would remove, are irrelevant; and the score of an irrelevant channel, relative to a robust one's.
     """
     kinds, robust, noise = layer.kinds, scores[layer.kinds == 0].mean(), scores[layer.kinds == 2].mean()
     below = {

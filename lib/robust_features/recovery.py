@@ -1,4 +1,4 @@
-"""What networks learn of a planted world (`planted`): of it as it is, of datasets made of it, and of their null controls."""
+"""What networks learn from a planted world (`planted`), from datasets made from it, and from their null controls."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,22 +25,22 @@ INVERTED = Robustified(method="lbfgs", steps=16)
 
 @settings
 class Study:
-    """How large, and how long: sources learn from images of their own, and datasets are made of others, seen by none."""
+    """Sizes and durations: sources learn from images of their own, and datasets are made from others that they never saw."""
 
     world: World = World()
     epsilon: Positive = 0.3  # L2: of robust training, of constructions, of the attack
     sources: Count = 12_000  # images that each source learns from; so many that it has no noise to remember
-    images: Count = 1_500  # of which datasets are made
+    images: Count = 1_500  # from which datasets are made
     tests: Count = 800
 
     @property
     def attack(self) -> PGD:
-        """What networks are tested with."""
+        """The attack that networks are tested with."""
         return PGD(epsilon=self.epsilon, step_size=self.epsilon / 4, steps=20, norm="l2", random_start=False)
 
     @property
     def robust(self) -> Adversarial:
-        """What the robust source is trained with."""
+        """The objective that the robust source is trained with."""
         inner = PGD(epsilon=self.epsilon, step_size=self.epsilon / 2, steps=3, norm="l2", random_start=False)
         return Adversarial(attack=inner)
 
@@ -65,9 +65,9 @@ def recover(study: Study, parts: str, *, seed: int, hardware: Hardware, taught: 
 
     d-r and d-nr are robustified by either source; d-rand and d-det, which Springer et al. call D_zero (with one target an
     image) and D_neg, are relabelled by the standard one. Null controls: `shuffled` is d-rand with its labels in another
-    order, noise-rand and noise-det have random perturbations of the same sizes as d-rand's and d-det's in place of those.
+    order, noise-rand and noise-det have random perturbations of the same sizes instead of d-rand's and d-det's.
     Tests: images of all parts and of each alone; `R`, made of test images as d-r is of others; and R with its texture, or
-    with all but its texture, as it was in the images that it began from.
+    with all but its texture, as it was in the images that it started from.
     """
     known, draw, options = patterns(seed), study.world.draw, dict(hardware=hardware, seed=seed)
     networks = {}

@@ -1,6 +1,6 @@
 """What is added to any objective: information-bottleneck terms on the passes it made, and masks of channels (Xu et al. 2022).
 
-A new one: its class with `problem` and `__call__(network, passes, images, labels) → scalar`, and its place in `Regulariser`.
+A new one needs a class with `problem` and `__call__(network, passes, images, labels) → scalar`, and a place in `Regulariser`.
 """
 
 from typing import Annotated, Literal
@@ -23,8 +23,8 @@ Passes = tuple[dict[str, Tensor], ...]
 class IBRAR:
     """α Σ_l I(X, T_l) − β Σ_l I(Y, T_l) over `layers` (Xu et al. 2022, Eqs. 1 and 2), I estimated by HSIC over the batch.
 
-    Of an adversarial objective T_l is of the attacked images, of one with two passes of both. X are the clean images, or, with
-    `of: given`, what each pass was given, X + δ. With every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
+    T_l is taken from the attacked images, or, for objectives with two passes, from both. X are the clean images, or, with
+    `of: given`, the images of each pass, X + δ. With every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
 
     >>> from robust_features.networks import VGG16, build
     >>> network, images, labels = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(8, 3, 32, 32), torch.arange(8)
@@ -41,7 +41,7 @@ class IBRAR:
     hsic: HSIC = HSIC()
 
     def problem(self, network: Network, batch_size: int) -> str:
-        """What keeps this network from being trained so; empty if nothing."""
+        """Why this network cannot be trained so; empty if it can."""
         if problem := self.hsic.problem(batch_size, "batch_size"):
             return problem
         absent = [name for name in self.layers if name not in network.stages] if self.layers != "all" else []
@@ -57,7 +57,7 @@ class IBRAR:
     def dependence(
         self, network: Network, passes: Passes, images: Tensor, labels: Tensor, *, given: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor]:
-        """I(X, T_l) and I(Y, T_l), each with an entry a pass and layer; `given` are the images of each pass.
+        """I(X, T_l) and I(Y, T_l), each with one entry per pass and layer; `given` are the images of each pass.
 
         Raises ValueError for too few images.
         """
@@ -79,7 +79,7 @@ class VIB:
     beta: NonNegative = 1e-3
 
     def problem(self, network: Network, batch_size: int) -> str:
-        """What keeps this network from being trained so; empty if nothing."""
+        """Why this network cannot be trained so; empty if it can."""
         if "encoding" in network.stages:
             return ""
         return "vib needs the stage 'encoding': write `network: {kind: vgg16, encoding: 256}`"
@@ -98,7 +98,7 @@ Regulariser = Annotated[IBRAR | VIB, Field(discriminator="kind")]
 class PersistentMask:
     """The `fraction` of channels with the least I(f_c, Y) is removed, in training, attacks and tests (Xu et al. 2022, Eq. 3).
 
-    Which they are is found anew before every epoch but the first, from `images` training images, `batch` at a time.
+    They are chosen anew before every epoch but the first, from `images` training images, `batch` at a time.
     """
 
     kind: Literal["persistent"] = "persistent"
@@ -108,7 +108,7 @@ class PersistentMask:
     hsic: HSIC = HSIC()
 
     def problem(self, batch_size: int) -> str:
-        """What keeps it from being found, whatever the batches of training; empty if nothing."""
+        """Why it cannot be found, whatever the batches of training; empty if it can."""
         return self.hsic.problem(*min((self.batch, "batch"), (self.images, "images")))
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:
@@ -140,7 +140,7 @@ class BatchMask:
     hsic: HSIC = HSIC(labels="gaussian")
 
     def problem(self, batch_size: int) -> str:
-        """What keeps it from being found in batches of this size; empty if nothing."""
+        """Why it cannot be found in batches of this size; empty if it can."""
         return self.hsic.problem(batch_size, "batch_size")
 
     def before_epoch(self, network: Network, images: Tensor, labels: Tensor, epoch: int, seed: int) -> None:

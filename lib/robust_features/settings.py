@@ -89,6 +89,6 @@ Whole = Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(no_boolean), Field(ge=1)]
 Pair = Annotated[int, BeforeValidator(no_boolean), Field(ge=2)]  # two or more
 Depth = Annotated[Count, Field(le=1001)]  # He et al. 2016b's deepest
-Width = Annotated[Number, Field(ge=1 / 16, le=100)]  # of a published network; of less, no channels are left
+Width = Annotated[Number, Field(ge=1 / 16, le=100)]  # of a published network; with less, no channels are left
 Deviation = Annotated[Share, Field(gt=0)]  # of pixels
 Seed = Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)]  # NumPy takes no larger one

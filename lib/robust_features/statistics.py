@@ -32,7 +32,7 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def of_runs(found: Sequence[Interval]) -> Interval:
-    """What runs with several seeds found, over the seeds; of one run its own interval, which is over its images."""
+    """The mean of several seeds' runs, with an interval over seeds; for one run its own, whose interval is over its images."""
     return found[0] if len(found) == 1 else over_seeds([run.value for run in found])
 
 
@@ -43,7 +43,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     >>> f"{found.value:.1f} from {found.low:.1f} to {found.high:.1f}"
     '52.0 from 47.0 to 57.0'
     """
-    from scipy.stats import t  # a second to import, which single runs do without
+    from scipy.stats import t  # takes a second to import, which single runs are spared
 
     centre, n = mean(values), len(values)
     half = float(t.ppf(0.975, n - 1)) * stdev(values) / sqrt(n) if n > 1 else float("nan")

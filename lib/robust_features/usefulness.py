@@ -1,7 +1,7 @@
 """What a feature is worth: useful, robustly useful, non-robust (Ilyas et al. 2019, Sec. 2; Springer et al. 2021, Sec. 2).
 
-A feature f maps an image to a number. Both papers define it for two classes, y = ±1, and f of mean 0 and variance 1. Of
-more classes each makes a task of its own: y_k = 1 for class k and −1 for all others, one half of the weight on either. f
+A feature f maps an image to a number. Both papers define it for two classes, y = ±1, and f of mean 0 and variance 1. With
+more classes, each makes a task of its own: y_k = 1 for class k and −1 for all others, half of the weight on either side. f
 is standardised under that weight, so that E[y_k f] is its correlation with y_k. −f is a feature wherever f is one.
 """
 
@@ -34,7 +34,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Worth:
-    """Of d features, each with the class and the sign that it goes best with."""
+    """The worth of d features, each for the class and the sign that it goes best with."""
 
     useful: Tensor  # (d,) E[y f(x)], in [0, 1]: the largest ρ for which f is ρ-useful
     robust: Tensor  # (d,) E[min y f(x + δ)], at most `useful`: the largest γ for which f is γ-robustly useful
@@ -42,7 +42,7 @@ class Worth:
     sign: Tensor  # (d,) 1 for f, −1 for −f
 
     def kinds(self, *, rho: float, gamma: float) -> list[Kind]:
-        """Of each feature: useful from ρ on; of useful ones, robust from γ on, else non-robust.
+        """The kind of each feature: useful from ρ on; useful ones are robust from γ on, else non-robust.
 
         >>> zeros, ones = torch.zeros(3).long(), torch.ones(3)
         >>> Worth(torch.tensor([0.9, 0.9, 0.1]), torch.tensor([0.5, -0.5, 0.1]), zeros, ones).kinds(rho=0.2, gamma=0.1)
@@ -52,7 +52,7 @@ class Worth:
         return ["not useful" if u < rho else "robust" if r >= gamma else "non-robust" for u, r in pairs]
 
     def elsewhere(self, values: Tensor, labels: Tensor, classes: int) -> Tensor:
-        """(d,) E[y f(x)] in [−1, 1] of another sample, (N, d) values and (N,) labels: f standardised there, k and sign kept."""
+        """(d,) E[y f(x)] in [−1, 1] on another sample, (N, d) values and (N,) labels: f standardised there, k and sign kept."""
         return self.sign * usefulness(values, labels, classes)[torch.arange(len(self.best)), self.best]
 
 
@@ -73,7 +73,7 @@ def types(kinds: list[Kind], elsewhere: Tensor, *, rho: float) -> list[Type]:
 def usefulness(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(d, K) E[y_k f(x)] in [−1, 1] of (N, d) feature values; 0 where f is constant.
 
-    Raises ValueError unless some image has each class and some has not.
+    Raises ValueError unless, for each class, some images have it and some do not.
 
     >>> values, labels = torch.tensor([[1.0, 2.0], [1.0, 2.0], [-1.0, 2.0]]), torch.tensor([0, 0, 1])
     >>> usefulness(values, labels, 2)
@@ -87,7 +87,7 @@ def usefulness(values: Tensor, labels: Tensor, classes: int) -> Tensor:
 def extremes(features: Features, images: Tensor, *, ball: Ball, step_size: float, steps: int) -> tuple[Tensor, Tensor]:
     """min and max of f over the ball around each image, each (N, d): the lowest and highest f(x + δ) that PGD finds.
 
-    Every feature is lowered and raised by itself; both serve all classes. What is found bounds the true extremes from
+    Every feature is lowered and raised separately; both serve all classes. What is found bounds the true extremes from
     within. Raises ValueError for images outside of [0, 1].
     """
     x = inputs.pixels(features, images)
@@ -110,7 +110,7 @@ def extremes(features: Features, images: Tensor, *, ball: Ball, step_size: float
 
 
 def worth(values: Tensor, low: Tensor, high: Tensor, labels: Tensor, classes: int) -> Worth:
-    """Of (N, d) values of features, and their extremes over the ball (`extremes`).
+    """The worth of features, from their (N, d) values and their extremes over the ball (`extremes`).
 
     The adversary of y f lowers f where y is 1 and raises it where y is −1; f stays standardised as on clean images.
     """
@@ -156,7 +156,7 @@ def _weights(signed: Tensor) -> Tensor:
 
 
 def _deviation(values: Tensor, signed: Tensor) -> Tensor:
-    """(d, K) standard deviation of each feature under each class's weights; infinite for a constant, worth nothing."""
+    """(d, K) standard deviation of each feature under each class's weights; infinite for a constant, which is worth nothing."""
     weights, centred = _weights(signed), values - values.mean(0)
     variance = centred.square().T @ weights - (centred.T @ weights).square()
     return variance.clamp_min(0).sqrt().where(variance > 1e-10 * values.square().mean(0)[:, None], torch.inf)

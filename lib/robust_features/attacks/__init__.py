@@ -1,11 +1,11 @@
 """The attacks: values that are called as (model, images, labels, *, generator=None) → images.
 
-A new one: its class, and its place in `Attack`.
+A new attack needs its class, and a place in `Attack`.
 
-A call checks what it is given (`inputs.attack`) and hands it to the attack's `perturb`, which training and attacks that are
-made of attacks call themselves.
+A call checks what it is given (`inputs.attack`) and hands it to the attack's `perturb`, which training, and attacks made
+of attacks, call directly.
 
-Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are `networks.frozen`'s business; the last iterate
+Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are set by `networks.frozen`; the last iterate
 is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not. `generator`
 may also be the images' keys (`noise.image_keys`); without one the draws are those of the seed 0.
 """

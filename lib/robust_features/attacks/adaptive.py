@@ -18,7 +18,7 @@ from robust_features.settings import no_boolean, settings
 class Adaptive:
     """PGD that ascends CE ± [α Σ_l I(X, T_l(X + δ)) − β Σ_l I(Y, T_l(X + δ))], all layers, X the clean images. Budget attack.
 
-    The bracket is one number for the batch that is attacked: here, unlike in other attacks, who shares a batch matters.
+    The bracket is one number for the attacked batch: here, unlike in other attacks, the result depends on the batch.
     `sign` 1 is what the authors run; −1 instead lowers what training lowers.
     """
 

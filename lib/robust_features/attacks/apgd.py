@@ -19,8 +19,8 @@ from robust_features.settings import Count, Pixels, Whole, settings
 class APGD:
     """Auto-PGD on the cross-entropy or the difference-of-logits ratio (Croce and Hein 2020a, Alg. 1, Eqs. 6, 7). Budget attack.
 
-    With `targets`, so many runs on the targeted ratio, each towards the next likeliest wrong class. An image rests at its
-    first misclassified iterate; one that is misclassified as it is, or never, is returned as it came.
+    With `targets`, that many runs on the targeted ratio, each towards the next likeliest wrong class. An image stops at its
+    first misclassified iterate; one that is misclassified from the start, or never, is returned unchanged.
     """
 
     kind: Literal["apgd"] = "apgd"
@@ -34,7 +34,7 @@ class APGD:
     __call__ = inputs.attack
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError: DLR, too few classes."""
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError if DLR has too few classes."""
         keys = noise.image_keys(len(images), generator).to(images.device)
         ball = Ball(self.norm, self.epsilon)
         with torch.no_grad():
@@ -47,7 +47,7 @@ class APGD:
 
         def attempt(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
             start = ball.sample(images[rows], noise.derived(keys[rows], numbers))
-            targets = ranked[rows, numbers + 1]  # not looked at without `targets`
+            targets = ranked[rows, numbers + 1]  # not used without `targets`
             return self._run(model, start, images[rows], labels[rows], targets, ball)
 
         return each_target(attempt, images, ranked[:, 0] == labels, max(1, min(self.targets, classes - 1)))
@@ -108,7 +108,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class _State:
-    """Where each image that still climbs stands: (n, …) tensors, all in the same order."""
+    """The state of the images that still climb: (n, …) tensors, all in the same order."""
 
     rows: Tensor
     centre: Tensor

@@ -24,7 +24,7 @@ LinfRadius = Annotated[Pixels, AfterValidator(_within_pixels)]  # of an attack t
 
 
 def fits_norm(attack: Any) -> Any:
-    """An attack whose epsilon its norm can reach, as a validator of classes that have both."""
+    """Validator for attacks with a norm and an epsilon: images must be able to differ by epsilon in that norm."""
     if attack.norm == "linf":
         _within_pixels(attack.epsilon)
     return attack
@@ -87,5 +87,5 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def per_image(values: Tensor) -> Tensor:
-    """(N, 1, 1, 1): one value an image, to be combined with (N, C, H, W)."""
+    """(N, 1, 1, 1): one value per image, to be combined with (N, C, H, W)."""
     return values.view(-1, 1, 1, 1)

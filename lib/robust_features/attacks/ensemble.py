@@ -18,8 +18,8 @@ from robust_features.settings import Count, settings
 class AutoAttack:
     """APGD-CE, targeted APGD-DLR, targeted FAB and Square in L∞ (Croce and Hein 2020a, Sec. 5, `standard`). Budget attack.
 
-    The defaults are the standard version. What is misclassified as it is, or never, is returned as it came. The targeted
-    ratio compares four logits: of three classes APGD takes the untargeted one, of two there is none, and that part is left out.
+    The defaults are the standard version. Images misclassified from the start, or never, are returned unchanged. The targeted
+    ratio compares four logits: with three classes APGD takes the untargeted one; with two there is none, and the part is left out.
     """
 
     kind: Literal["autoattack"] = "autoattack"

@@ -20,8 +20,8 @@ class FAB:
     """FAB (Croce and Hein 2020b, Alg. 1), stopped for an image at its first misclassified iterate within epsilon. Budget attack.
 
     Untargeted, every step goes to the nearest of the linearised boundaries, at the price of a gradient for every class;
-    with `targets`, so many runs with two logits each, towards the next likeliest wrong class. What is misclassified as it
-    is, or never within epsilon, is returned as it came.
+    with `targets`, that many runs with two logits each, towards the next likeliest wrong class. Images misclassified from
+    the start, or never within epsilon, are returned unchanged.
     """
 
     kind: Literal["fab"] = "fab"
@@ -91,7 +91,7 @@ class FAB:
     def _step(self, images: Tensor, centre: Tensor, fooled: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
         """Onto the linearised boundary from the iterate and from the image, and between the two (their Eqs. 8 to 10).
 
-        A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves their second pass.
+        A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves the authors' second pass.
         """
         pulled = torch.where(per_image(fooled), centre + self.pull * (images - centre), images)
         one = to_hyperplane(pulled, gradient, dot(gradient, images - pulled) - gap, self.norm)

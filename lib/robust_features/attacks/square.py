@@ -19,14 +19,14 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after whi
 class Square:
     """Square attack in L∞ (Andriushchenko et al. 2020, Algs. 1 and 2). Budget attack; black-box.
 
-    Every image draws its own squares. One rests at its first misclassified iterate; one that is misclassified as it is, or
-    never, is returned as it came.
+    Every image draws its own squares. It stops at its first misclassified iterate; one that is misclassified from the
+    start, or never, is returned unchanged.
     """
 
     kind: Literal["square"] = "square"
     epsilon: LinfRadius
     queries: Count = 5000
-    first_share: Annotated[Share, Field(gt=0)] = 0.8  # of the pixels, that the first square covers
+    first_share: Annotated[Share, Field(gt=0)] = 0.8  # of the pixels, covered by the first square
 
     __call__ = inputs.attack
 
@@ -59,7 +59,7 @@ class Square:
             change = 2 * self.epsilon * _signs(draw[:, 2:] < 0.5)[:, :, None, None] * inside[:, None]
             candidates = ball.project(best + change, centre)
             value = margin(model(candidates).float(), labels)
-            better = (value < least) & (least > 0)  # a fooled image rests, also where it has not left the batch
+            better = (value < least) & (least > 0)  # a fooled image stays, even if it has not left the batch
             least = torch.where(better, value, least)
             best = torch.where(per_image(better), candidates, best)
         fooled = least <= 0
@@ -67,7 +67,7 @@ class Square:
         return found
 
     def _side(self, query: int, size: int) -> int:
-        """The side of the square, of a share p of the pixels that halves along AutoAttack's schedule, whatever the budget."""
+        """The side of the square: its share p of the pixels halves along AutoAttack's schedule, whatever the budget."""
         passed = sum(query > mark for mark in HALVINGS)
         return max(1, round((self.first_share / 2**passed) ** 0.5 * size))
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-PASSES = 10  # on a GPU, where to ask which images are done means to wait for the device
+PASSES = 10  # on a GPU, where asking which images are done means waiting for the device
 
 
 def look(images: Tensor, number: int) -> bool:
-    """Whether to leave out, after pass `number` from 0, the images that are done: on a CPU always, for each costs a pass."""
+    """Whether to leave out the images that are done, after pass `number` (from 0): on a CPU always, as each costs a pass."""
     return images.device.type == "cpu" or number % PASSES == PASSES - 1

@@ -31,12 +31,12 @@ def search(
 ) -> Tensor:
     """Lower `objective` by Adam over w with x' = (tanh w + 1)/2, and keep each image's nearest misclassified iterate.
 
-    With `confidence`, misclassified is an image of which another logit exceeds the label's by so much.
+    With `confidence`, an image counts as misclassified if another logit exceeds the label's by that much.
 
     `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is added
-    to the loss here. `checks` times along the way, the images whose cost has risen since the last check are left to rest,
+    to the loss here. `checks` times along the way, the images whose cost has risen since the last check are stopped,
     as the authors' code does for a whole batch at once. With `epsilon`, every iterate is projected to that L∞ ball. An
-    image that is misclassified as it is, or never, is returned as it came, to the bit.
+    image that is misclassified from the start, or never, is returned unchanged, to the bit.
     """
     best, nearest = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
     rows, here, labels_here = torch.arange(len(images), device=images.device), images, labels
@@ -79,9 +79,9 @@ def search(
 class CarliniWagner:
     """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound.
 
-    With `confidence`, an image is found once another logit exceeds the label's by so much, and one of which that is so as it
-    is, or never, is returned as it came. With `epsilon`, a Budget attack: the search is projected to the L∞ ball of that
-    radius.
+    With `confidence`, an image is found once another logit exceeds the label's by that much; one for which this holds from
+    the start, or never, is returned unchanged. With `epsilon`, a Budget attack: the search is projected to the L∞ ball of
+    that radius.
     """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
@@ -122,7 +122,7 @@ class FeatureGradient:
     order: Literal["first", "second"] = "first"
     unit: Literal["image", "batch"] = "image"
     c: Positive = 0.1
-    weight: NonNegative = 1.0  # of ‖i·G‖; the paper has none, that is one
+    weight: NonNegative = 1.0  # of ‖i·G‖; the paper has none, which means 1
     steps: Count = 200
     learning_rate: Positive = 0.1
     checks: Count = 3

@@ -1,4 +1,4 @@
-"""The architectures. A new one: a settings class with `build`, and its place in `NetworkSettings`."""
+"""The architectures. A new one needs a settings class with `build`, and a place in `NetworkSettings`."""
 
 from fractions import Fraction
 from typing import Annotated
@@ -30,7 +30,7 @@ NAMES |= {"googlenet": "GoogLeNet", "mobilenet-v2": "MobileNetV2", "shufflenet-v
 
 
 def label(settings: NetworkSettings) -> str:
-    """What a network is called, after its settings.
+    """The name of a network with these settings.
 
     >>> label(VGG16(width=1 / 8)), label(WideResNet(depth=10, width=1)), label(ResNetV2(depth=20))
     ('VGG-16, width 1/8', 'WRN-10-1', 'ResNet-20 v2')
@@ -46,7 +46,7 @@ def label(settings: NetworkSettings) -> str:
 
 
 def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = False) -> Network:
-    """The network with its first weights, which depend on `seed` alone; `masked`: with a channel mask behind its split.
+    """The network with its initial weights, which depend on `seed` alone; `masked`: with a channel mask behind its split.
 
     >>> network = build(VGG16(width=1 / 16), 10, seed=0)
     >>> network(torch.zeros(2, 3, 32, 32)).shape

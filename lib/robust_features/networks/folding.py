@@ -37,7 +37,7 @@ def folded(network: nn.Module, example: Tensor | None = None) -> nn.Module:
     try:
         difference = _difference(plain, quick, example)
         reason = f"they differ by {difference:.1e} of the output's norm"
-    except Exception as error:  # of a network unlike any that was thought of
+    except Exception as error:  # for a network unlike any that was foreseen
         difference, reason = torch.inf, f"{type(error).__name__}: {error}"
     if difference <= rounding(example):
         return quick
@@ -71,7 +71,7 @@ def _untouched(layer: nn.Module) -> bool:
 
 
 def _fold(layers: nn.Sequential) -> bool:
-    """Fold what may be folded, keeping every layer's place and name; whether there was anything."""
+    """Fold what may be folded, keeping every layer's place and name; returns whether there was anything."""
     changed, before, position = False, None, 0
     for number, layer in enumerate([*layers]):
         if _foldable(before, layer):
@@ -93,7 +93,7 @@ def _foldable(convolution: nn.Module | None, norm: nn.Module) -> bool:
 
 
 def _difference(plain: nn.Module, quick: nn.Module, example: Tensor) -> float:
-    """The largest relative difference of their outputs. Raises what either raises, be it for an overwritten gradient."""
+    """The largest relative difference of their outputs. Raises what either raises, even for an overwritten gradient."""
     with torch.autocast(example.device.type, enabled=False):
         with torch.no_grad():
             wanted = _outputs(plain, example)

@@ -60,7 +60,7 @@ class Network(nn.Module):
     Layers' `inplace` is switched off, in the modules given, so features may be kept. A trunk that branches fits as one
     stage; a branching head does not. Raises ValueError for a chain without a head, and for a stage that is not there.
 
-    One's own chain needs no more than its stages, in order, and which of them is the split; `from_module` checks it:
+    One's own chain needs only its stages, in order, and the name of the split; `from_module` checks it:
 
     >>> mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> images = torch.rand(2, 3, 8, 8)
@@ -117,7 +117,7 @@ class Network(nn.Module):
 
         `example` is a few images, (N, 3, H, W) in [0, 1]; `names` are the arguments of `Network`. Raises ValueError if the
         outputs differ: what the module's forward does besides calling its children has to be a stage, too, such as
-        Normalize, or torchvision.transforms.Normalize for a mean a channel.
+        Normalize, or torchvision.transforms.Normalize for one mean per channel.
         """
         children = {name: child for name, child in module._modules.items() if child is not None}  # a shared one twice
         example = example.to(next(module.parameters(), example).device)
@@ -227,7 +227,7 @@ def logits_of(activations: dict[str, Tensor]) -> Tensor:
 
 
 def check_channels(features: Tensor) -> None:
-    """Raises ValueError if features are no (N, C, h, w), such as tokens, (N, T, D), or what is pooled, (N, C)."""
+    """Raises ValueError if features are not (N, C, h, w), such as tokens, (N, T, D), or pooled ones, (N, C)."""
     if features.ndim != 4:
         raise ValueError(
             f"features of shape {tuple(features.shape)} are no (N, C, h, w); split the network where there are channels and"
@@ -255,5 +255,5 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def rounding(images: Tensor) -> float:
-    """What `apart` may be of one function computed in two ways, where these images are: GPUs convolve in TF32, of ten bits."""
+    """How large `apart` may be for one function computed in two ways on these images' device: GPUs convolve in TF32, of ten bits."""
     return 1e-2 if images.is_cuda else 1e-4

@@ -2,8 +2,8 @@
 for small images. Their first convolution has stride 1 and nothing is pooled behind it: 32 pixels end as 4 × 4.
 
 Springer et al. have DenseNet121, InceptionV3, MobileNetV2, VGG16, ResNet50V2 and Xception. VGG-16 and ResNet v2 are the
-library's own. InceptionV3 asks for 75 pixels: GoogLeNet's modules stand in, which need none. torchvision has no Xception:
-ShuffleNet v2 is what it has of depthwise separable convolutions in two branches, beside MobileNetV2. ResNet-50 is the
+library's own. InceptionV3 needs 75 pixels: GoogLeNet's modules, which do not, stand in. torchvision has no Xception:
+ShuffleNet v2, which has depthwise separable convolutions in two branches, stands in, beside MobileNetV2. ResNet-50 is the
 network of Ilyas et al. 2019.
 """
 
@@ -46,7 +46,7 @@ class Victim:
 
 
 def _densenet(width: float) -> tuple[nn.Module, int]:
-    from torchvision.models import DenseNet  # a second to import, and few networks need it
+    from torchvision.models import DenseNet  # takes a second to import, and few networks need it
 
     growth = max(4, round(32 * width))
     network = DenseNet(growth, tuple(max(1, round(n * width)) for n in (6, 12, 24, 16)), 2 * growth)

@@ -125,12 +125,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network after the last epoch (or the best), in eval mode, and one row an epoch: loss, validation accuracy (percent)."""
+    """The network after the last epoch (or the best), in eval mode, and one row per epoch: loss, validation accuracy (percent)."""
 
     network: Network
     history: list[dict[str, float]]
-    precision: Precision = "fp32"  # it was trained in
-    processes: int = 1  # that shared it
+    precision: Precision = "fp32"  # in which it was trained
+    processes: int = 1  # that shared the training
 
 
 def train(
@@ -142,13 +142,13 @@ def train(
     processes: Processes = ALONE,
     report: Callable[[str], None] = print,
 ) -> Trained:
-    """Train on `splits["train"]`, watching `splits["validation"]`; one reported line an epoch.
+    """Train on `splits["train"]`, watching `splits["validation"]`; one reported line per epoch.
 
     With `resume`, the state after each epoch is kept in that file and a run that finds it there goes on from it. Every
     random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to the
-    bit. Several `processes`, each of which calls this, share every batch; the result is that of one process but for
+    bit. Several `processes`, each of which calls this, share every batch; the result is that of one process except for
     rounding, their own random starts and statistics of batch normalisation. Raises UserError if the regulariser or the mask
-    does not fit, if shares would be of less than two images, and when the loss is no longer finite.
+    does not fit, if shares would have fewer than two images, and when the loss is no longer finite.
     """
     share = settings.batch_size // processes.count
     if share < 2:
@@ -172,7 +172,7 @@ def train(
                 part.load_state_dict(state[name])
             history, best, shared = state["history"], state["best"], max(shared, state.get("processes", 1))
             report(f"resumed after epoch {len(history)} of {settings.epochs}")
-        except Exception as error:  # whatever torch says of a file that was cut off
+        except Exception as error:  # whatever torch raises for a file that was cut off
             report(f"{resume}: damaged ({type(error).__name__}), so training starts anew")
             parts = _begin(splits["train"], settings, hardware)
     network, optimiser, schedule = parts["network"], parts["optimiser"], parts["schedule"]
@@ -261,7 +261,7 @@ def _one_epoch(
 
 
 def _validate(network: Network, images: ImageSet, settings: Training, hardware: Hardware) -> dict[str, float]:
-    """Percent right of the validation images, clean and under the monitor."""
+    """Percentage of validation images that are right, clean and under the monitor."""
     found = {"clean": predict(network, as_float(images.images), hardware=hardware).argmax(1)}
     if settings.monitor:
         options = dict(hardware=hardware, seed=settings.seed)

@@ -16,7 +16,7 @@ from robust_features.settings import NonNegative, settings
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scalar loss, and of each pass of the batch through the network its images and every stage's output.
+    """A scalar loss, and for each pass of the batch through the network its images and every stage's output.
 
     Regularisers need no other pass.
     """

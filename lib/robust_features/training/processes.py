@@ -24,13 +24,13 @@ class Processes:
         return batch.tensor_split(self.count)[self.rank]
 
     def own(self, common: Generator) -> Generator:
-        """What this process draws its share's randomness from: the common generator itself if there is one process."""
+        """The generator that this process draws from for its share: the common one itself if there is one process."""
         if self.count == 1:
             return common
         return Generator().manual_seed((common.initial_seed() * self.count + self.rank) % 2**63)
 
     def average(self, tensors: Iterable[Tensor | None], weight: float) -> None:
-        """Make tensors, in place, the sum over the processes of `weight` times theirs; weights add up to 1."""
+        """Replace tensors, in place, by the sum over the processes of `weight` times theirs; weights add up to 1."""
         found = [tensor for tensor in tensors if tensor is not None]
         if self.count == 1 or not found:
             return
@@ -40,7 +40,7 @@ class Processes:
             tensor.detach().copy_(mean.view_as(tensor))
 
     def agree(self, tensor: Tensor) -> None:
-        """Make a tensor, in place, what the first process has."""
+        """Replace a tensor, in place, by the first process's."""
         if self.count > 1:
             distributed.broadcast(tensor, src=0)
 
@@ -50,7 +50,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started this one among, each with a GPU of its own where there are GPUs; else this alone."""
+    """The processes that torchrun started, this one among them, each with its own GPU where there are any; else this one alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
