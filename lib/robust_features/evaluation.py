@@ -19,7 +19,7 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, for the first ones, which were kept."""
+    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, the first ones only."""
 
     predictions: Tensor
     l2: Tensor

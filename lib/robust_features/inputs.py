@@ -63,7 +63,7 @@ def pixels(network: Any, images: Tensor) -> Tensor:
 
 
 def numbers(network: Any, values: Tensor, name: str = "features") -> Tensor:
-    """Images or features without their graph, in the network's precision. Raises ValueError for 16 bits, integers or another device."""
+    """Images or features without graph, in the network's precision. Raises ValueError for 16 bits, integers, another device."""
     if not isinstance(values, Tensor):
         raise ValueError(f"{name} must be a tensor, found {type(values).__name__}")
     weights = network.parameters() if isinstance(network, nn.Module) else ()

@@ -255,5 +255,5 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def rounding(images: Tensor) -> float:
-    """How large `apart` may be for one function computed in two ways on these images' device: GPUs convolve in TF32, of ten bits."""
+    """How large `apart` may be for one function computed in two ways on this device: GPUs convolve in TF32, of ten bits."""
     return 1e-2 if images.is_cuda else 1e-4
