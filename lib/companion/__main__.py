@@ -1,10 +1,10 @@
-"""A command of the project as make calls it, `python -m companion engine …`: stopped, it says so in one line, whenever that was."""
+"""A command of the project as make calls it, `python -m companion engine …`; if stopped at any time, it says so in one line."""
 
 import runpy
 import signal
 import sys
 
-STOPPED = 128 + signal.SIGINT  # what shells say of a command that Ctrl-C ended
+STOPPED = 128 + signal.SIGINT  # what shells report for a command that Ctrl-C ended
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     module = f"companion.{sys.argv.pop(1)}"
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:  # while it imported, most often: that takes seconds
+    except KeyboardInterrupt:  # most often during imports, which take seconds
         print("stopped", file=sys.stderr)
         sys.exit(STOPPED)
 

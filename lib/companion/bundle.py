@@ -3,7 +3,7 @@
     python -m companion.bundle pack PAPER --scale gpu [--have FILE] [--to FOLDER]   a folder to be copied there; run its run.py
     python -m companion.bundle take FOLDER                                          publish what run.py packed there
 
-Nothing of this project changes by packing: settings are resolved, and DVC is asked for the graph, in a folder apart.
+Packing changes nothing in this project: settings are resolved, and DVC is asked for the graph, in a separate folder.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from robust_features.settings import UserError
 
 PART = 60_000_000  # bytes at most
 HAVE = paths.ROOT / "benchmarks" / "node.txt"
-OWN = ("data", "dvc.lock", "logs", "params.yaml", "reports", "run.yaml")  # of this project, not of the one apart
+OWN = ("data", "dvc.lock", "logs", "params.yaml", "reports", "run.yaml")  # of this project, not of the separate one
 FILES = {  # what kinds of datasets read, an archive first
     "digits": [],
     "cifar10": [("cifar-10-python.tar.gz", "cifar-10-batches-py")],
@@ -42,7 +42,7 @@ FILES = {  # what kinds of datasets read, an archive first
     "imagenet9-tiny-imagenet": [("tiny-imagenet-200.zip", "tiny-imagenet-200")],
     "imagenet9-downsampled": [("Imagenet64",)],
 }
-NOT_THERE = ("distributed", "dvc", "jupyter")  # of pyproject.toml; of the last, stages need the kernel alone
+NOT_THERE = ("distributed", "dvc", "jupyter")  # from pyproject.toml; of the last, stages need only the kernel
 SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_5_x86_64")
 
 
@@ -50,7 +50,7 @@ def pack(paper: str, *, scale: str, have: Path, to: Path) -> Path:
     """Write a bundle of a paper's sections at a scale, and all that they need, to a new folder.
 
     Raises UserError if the folder holds anything else, the scale is wrong, or a dataset's files are not on this disk."""
-    from companion.engine import usual  # imports DVC, which the node that describes its results has not
+    from companion.engine import usual  # imports DVC, which the node that describes its results lacks
 
     if to.exists() and any(to.iterdir()) and not (to / node.MANIFEST).exists():
         raise UserError(f"{to} holds something else: name another folder, --to FOLDER")
@@ -81,9 +81,9 @@ def write(to: Path, files: dict[str, Path], stages: Sequence[node.Stage], **abou
 
 
 def take(folder: Path) -> Path:
-    """Publish the sections that run.py packed, beside those of that scale that are there; the rest goes to data/taken/.
+    """Publish the sections that run.py packed, beside the published ones of that scale; the rest goes to data/taken/.
 
-    Raises UserError if a part is missing or damaged, or nothing has come back yet."""
+    Raises UserError if a part is missing or damaged, or if nothing has come back yet."""
     with TemporaryDirectory() as temporary:
         came = Path(temporary)
         try:
@@ -111,12 +111,12 @@ def take(folder: Path) -> Path:
 
 
 def describe() -> str:
-    """Where the results of this project, run on this machine, come from: JSON."""
+    """The provenance of this project's results on this machine, as JSON."""
     return json.dumps(pipeline.provenance(load_run(), datetime.now(UTC), 0))
 
 
 def stage(project: Path, scale: str) -> Path:
-    """A project like this one, in a folder of its own, whose run.yaml is of `scale`: this one's settings stay as they are."""
+    """A project like this one, in a folder of its own, with the run.yaml of `scale`; this one's settings stay as they are."""
     project.mkdir(parents=True)
     for path in sorted(paths.ROOT.glob("[!.]*")):
         if path.name not in OWN:
@@ -129,7 +129,7 @@ def stage(project: Path, scale: str) -> Path:
 def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list[node.Stage], list[str]]:
     """The stages of a paper's sections and what they need, in an order to run them in, and the files that no stage makes.
 
-    Networks come in the order of params.yaml, where what the paper shows first stands first, each after its own dataset.
+    Networks come in the order of params.yaml, which is the paper's, each after its own dataset.
     A dataset that only sections would read, because each depends on all there are, is left out: they show what networks did."""
     import networkx as nx
     from dvc.repo import Repo
@@ -164,7 +164,7 @@ def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list
 
 
 def listed(root: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Files and all that is in folders, by their names under `root`; nothing hidden, nothing that Python makes of sources."""
+    """Files, and everything in folders, by their names under `root`; no hidden files, nothing that Python makes from sources."""
     places = [path for name in names for path in (root / name, *(root / name).rglob("*"))]
     kept = {path.relative_to(root).as_posix(): path for path in sorted(places) if path.is_file()}
     return {name: path for name, path in kept.items() if not re.search(r"(^|/)\.|__pycache__|\.egg-info", name)}
@@ -187,7 +187,7 @@ def packed(name: str, settings: Mapping[str, Any]) -> list[Path]:
 
 
 def wheels(have: Path, folder: Path) -> Path:
-    """Fetch the pinned wheels of what stages need and a Python does not have, by a list of its packages that names its version."""
+    """Fetch the pinned wheels of what stages need and a Python lacks, given a list of its packages that names its version."""
     try:
         there = dict(re.findall(r"(?m)^([\w.-]+)(?:==(\S+))?", have.read_text("utf-8")))
     except OSError as error:
@@ -212,7 +212,7 @@ def wheels(have: Path, folder: Path) -> Path:
 
 
 def _output(module: Sequence[str], **options: Any) -> str:
-    """What a module of this environment prints. Raises UserError with what it said, if it fails."""
+    """What a module of this environment prints. If it fails, raises UserError with its message."""
     done = subprocess.run([sys.executable, "-m", *module], capture_output=True, text=True, **options)
     if done.returncode:
         raise UserError(done.stderr.strip())
@@ -228,7 +228,7 @@ def _inside(project: Path, part: Any) -> str:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one of two paths is, or is in, the other."""
+    """Whether one of two paths equals or contains the other."""
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 

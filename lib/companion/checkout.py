@@ -1,4 +1,4 @@
-"""Whether the code that runs is that of the project that one stands in: clones that share an environment would cross unnoticed."""
+"""Whether the running code belongs to the project in the working directory: clones that share an environment could be mixed up."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from robust_features.settings import UserError
 
 
 def check() -> None:
-    """Raise UserError where there is no project, or its code is not what runs. DVC's copies, for experiments, are inside of it."""
+    """Raise UserError if there is no project, or if its code is not what runs. DVC's copies for experiments are inside it."""
     code, own = paths.LIBRARY, paths.ROOT / "lib"
     if not (paths.ROOT / "params.yaml").exists():
         raise UserError(f"{Path.cwd()}: neither this folder nor one around it holds the project; change to a checkout")

@@ -54,9 +54,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say of a claim: every comparison, and what its intervals are over; or why there is none.
+    """What the rows say about a claim: every comparison, and what its intervals are over; or why there is none.
 
-    `missing`: its artefacts have no values at this scale; `unmatched`: they have, and the rule asks for others."""
+    `missing`: its artefacts have no values at this scale; `unmatched`: they have some, but the rule asks for others."""
 
     entry: Entry
     comparisons: tuple[Comparison, ...] = ()
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def word(self) -> Words:
-        """A word that no contradiction hides behind: one comparison against the claim is enough for *mixed*, or worse."""
+        """The verdict in a word that hides no contradiction: one comparison against the claim is enough for *mixed*, or worse."""
         confirmed, against, undecided = map(self.count, ("for", "against", "open"))
         if not self.comparisons:
             return "no such row" if self.unmatched else "not run"
@@ -100,7 +100,7 @@ class Verdict:
 
     @property
     def deciding(self) -> Comparison | None:
-        """What the word hangs on: the comparison most against the claim, else the weakest open one, else the weakest for it."""
+        """What decides the word: the comparison most against the claim, else the weakest open one, else the weakest for it."""
         for outcome in ("against", "open", "for"):
             found = [each for each in self.comparisons if each.outcome == outcome]
             if found:
@@ -109,14 +109,14 @@ class Verdict:
 
     @property
     def by_chance(self) -> float:
-        """How many comparisons would part, either way, if nothing differed anywhere: what many comparisons cost."""
+        """How many comparisons would come out for or against by chance if nothing differed anywhere."""
         if self.over == EXACT:
             return 0.0
         return self.entry.rule.chance * sum(each.looks for each in self.comparisons)
 
     @property
     def counts(self) -> str:
-        """The counts, and what to hold them against."""
+        """The counts, and what to compare them with."""
         total, looks = len(self.comparisons), sum(each.looks for each in self.comparisons)
         many = f" ({looks} pairs of intervals)" if looks > total else ""
         said = f"{self.count('for')} for, {self.count('against')} against, {self.count('open')} open{many}"

@@ -19,8 +19,8 @@ REPORT = ("companion.pipeline", "companion.report.page", "companion.report.index
 def write(folder: Path) -> Path:
     """Write <notebook>.json for every notebook, and report.json: checksums by module, which stages depend on.
 
-    Prose, comments and docstrings do not count: changing them makes nothing stale. Nor does, for groundwork, what draws its
-    page: a figure's look does not train networks anew.
+    Prose, comments and docstrings do not count: changing them makes nothing stale. For groundwork, neither does the code that
+    draws its page: a figure's look does not retrain networks.
     """
     files = sorted(
         path
@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
 
 
 def checksums(source: str, *, without: str = "") -> dict[str, str]:
-    """Of every module of ours that `source` imports, directly or not, but through the package `without`."""
+    """Checksums of our modules that `source` imports, directly or not, except through the package `without`."""
     modules = closure(source, without=without)
     return {name: _checksum(bare(path.read_text("utf-8"))) for name, path in sorted(modules.items())}
 

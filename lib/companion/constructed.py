@@ -1,4 +1,4 @@
-"""Constructed datasets as they are kept: which networks make them, by which recipe, and how far they came."""
+"""Constructed datasets as they are kept: which networks make them, by which recipe, and how close they came."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ EVERY = "every"
 
 @settings
 class Recipe:
-    """How a dataset is constructed, and by which member of a group; by `every` it is one a member."""
+    """How a dataset is constructed, and by which member of a group; with `every`, one dataset per member."""
 
     by: str
     make: Construction
@@ -30,16 +30,16 @@ class Recipe:
 
 @settings
 class Constructions:
-    """Datasets that the networks of a group make of one dataset, by name."""
+    """Datasets that the networks of a group make from one dataset, by name."""
 
     dataset: str
     networks: str
     sets: Annotated[dict[str, Recipe], Field(min_length=1)]
 
     def ids(self, id: str, members: Sequence[str] | None = None) -> dict[str, tuple[Recipe, str]]:
-        """The datasets' ids, `<id>/<name>` or for every member `<id>/<name>/<member>`; of each the recipe and who makes it.
+        """The datasets' ids, `<id>/<name>` or for every member `<id>/<name>/<member>`; each with its recipe and who makes it.
 
-        `members` of the group: by default those that are on disk.
+        `members` of the group are by default those that are on disk.
         """
         found = {}
         for name, recipe in self.sets.items():
@@ -56,7 +56,7 @@ def make(
 ) -> None:
     """Make the splits of every dataset of an entry and write data/constructed/<its id>/<split>/.
 
-    If the training images are made, the splits that are not are those of the dataset they were made of. An interrupted run
+    If the training images are made, the splits that are not come from the dataset they were made from. An interrupted run
     goes on with the batches that are not finished, of finished datasets too: DVC deletes what it had written.
     """
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def load(id: str, split: str) -> Constructed:
 
 
 def distances(sets: Mapping[str, str], split: str) -> pd.DataFrame:
-    """For made datasets, name → id, a row each: mean distance before and after, their ratio, L2 moved, percent reached, n."""
+    """One row for each made dataset, name → id: mean distance before and after, their ratio, L2 moved, percent reached, n."""
     rows = {}
     for name, id in sets.items():
         part = load(id, split)
@@ -100,9 +100,9 @@ def _save(
     seed: int,
     precision: Precision,
 ) -> None:
-    """Write data/constructed/<id>/<split>/: what was made, and beside made training images the dataset's other splits.
+    """Write data/constructed/<id>/<split>/: what was made, and with made training images the dataset's other splits.
 
-    The card tells dataset, network, recipe and precision, their checksums, the share that reached its target, and mean distances.
+    The card states dataset, network, recipe and precision, their checksums, the share that reached its target, and mean distances.
     """
     maker = f"{entry.networks}/{member}"
     card = {

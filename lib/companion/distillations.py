@@ -1,4 +1,4 @@
-"""What the bottleneck says of one network on clean and attacked images: computed once, stored, and read as rows of tables."""
+"""What the bottleneck says about one network on clean and attacked images: computed once, stored, and read as rows of tables."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +21,9 @@ from robust_features.statistics import Interval, wilson
 
 @dataclass(frozen=True)
 class Distilled:
-    """σ of sets of images for several given labels, and what the features that follow are taken for.
+    """σ of sets of images for several given labels, and the classes predicted from the features that follow.
 
-    `tensors` by name: given/<label>, variance/<distilled>, sigma|robust/<distilled>/<label>. `rows`, one an image: example,
+    `tensors` by name: given/<label>, variance/<distilled>, sigma|robust/<distilled>/<label>. `rows`, one per image: example,
     distilled (the set that the index was found on), given, features (Int, R, NR), image, prediction.
     """
 
@@ -43,8 +43,8 @@ def distil_examples(
 ) -> Distilled:
     """Channel indices and predictions for every set of (N, C, H, W) images, `clean` among them (Kim et al. 2021, Sec. 3).
 
-    Of the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
-    index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). Of
+    For the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
+    index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). For
     each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2). Raises ValueError without
     `clean`.
     """
@@ -99,7 +99,7 @@ def halves(
     seed: int,
     given: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """(N,) classes that (N, C, H, W) images have by all channels (Int), the robust (R), the others (NR), as many at random as R.
+    """(N,) classes predicted for (N, C, H, W) images from all channels (Int), robust ones (R), others (NR), as many at random as R.
 
     The channel index is found for the labels `given`, by default for what the network predicts: then no label leaks.
     """
@@ -117,7 +117,7 @@ def save(folder: Path, found: Distilled, settings: Bottleneck) -> None:
 
 
 def load(member: str) -> Distilled:
-    """What is kept of a member <group>/<name>."""
+    """What was saved for a member <group>/<name>."""
     folder = records.folder("distillation", member)
     return Distilled(records.load(folder).tensors, records.rows(folder))
 
@@ -140,7 +140,7 @@ def given_predicted(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 
 
 def _accuracies(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Indices found on the clean images, and none."""
+    """Accuracies with the indices found on the clean images, and without one."""
     labels = found.tensors["given/true"]
     of_clean = found.rows.query("distilled in ('', 'clean')")
     for (example, given, part), predictions in _predictions(of_clean, "example", "given", "features"):
@@ -150,7 +150,7 @@ def _accuracies(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dic
 
 
 def _agreement(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Indices found on the attacked images themselves."""
+    """Agreement for the indices found on the attacked images themselves."""
     seen = {
         example: predictions
         for (example,), predictions in _predictions(found.rows.query("features == 'Int'"), "example")

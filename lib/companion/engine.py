@@ -1,7 +1,7 @@
 """DVC's graph in parallel: `python -m companion.engine [--paper NAME] [--only STAGE …] [--scheduler ADDRESS] [--slots N]`.
 
 This process owns DVC: what has changed, the run cache, dvc.lock. Workers of Dask run the commands of stages, one at a time
-each. What it leaves is what `dvc repro` leaves, which does the same one stage after another and stays valid.
+each. It leaves what `dvc repro` leaves, which does the same one stage after another and stays valid.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Engine:
         self.forced = {*chosen} if force else set()
         plan = plan_repro(self.graph, chosen)
         self.needs = {stage: {*self.graph.successors(stage)} & {*plan} for stage in plan}
-        self.due: list[PipelineStage] = []  # has changed, and all that it needs is there
+        self.due: list[PipelineStage] = []  # stages that have changed, and all that they need is there
         self.running: dict[Future, Running] = {}
         self.attempts: dict[PipelineStage, int] = {}
         self.failed: dict[str, str] = {}
@@ -83,7 +83,7 @@ class Engine:
         self.lock = _Lock(repo)
 
     def settle(self) -> None:
-        """Look at every stage whose needs are met: go on from it, or add it to those that are due."""
+        """Check every stage whose needs are met: go on from it, or add it to those that are due."""
         while ready := [stage for stage, needs in self.needs.items() if not needs and not self._known(stage)]:
             for stage in ready:
                 with self._failing(stage):
@@ -141,7 +141,7 @@ class Engine:
         self.lock.write(after=EVERY)
 
     def forget_lost(self, slots: Sequence[Slot]) -> None:
-        """Have stages begin anew whose workers are gone."""
+        """Restart stages whose workers are gone."""
         for future, ran in [*self.running.items()]:
             if ran.slot in slots or future.done():
                 continue
@@ -180,7 +180,7 @@ class Engine:
             self._fail(stage, f"{ATTEMPTS} workers died of it")
 
     def _finish(self, stage: PipelineStage, how: str) -> None:
-        """Record what a stage made, as DVC's Stage.run does after its command."""
+        """Record what a stage made, as DVC's Stage.run does after the command."""
         stage.save(run_cache=all(out.use_cache or out.is_metric or out.is_plot for out in stage.outs))
         stage.commit()
         self.lock.add(stage)
@@ -206,7 +206,7 @@ class Engine:
         return stage in self.due or any(running.stage is stage for running in self.running.values())
 
     def _fail(self, stage: PipelineStage, why: str) -> None:
-        """Go on without a stage and without all that needs it."""
+        """Go on without a stage and everything that needs it."""
         lost = nx.ancestors(self.graph, stage) & self.needs.keys()
         self.failed[stage.addressing] = why
         self.skipped += sorted(each.addressing for each in lost)
@@ -217,7 +217,7 @@ class Engine:
 
     @contextmanager
     def _failing(self, stage: PipelineStage) -> Iterator[None]:
-        """What goes wrong with one stage, a missing output or a full disk, does not stop the others."""
+        """An error in one stage, such as a missing output or a full disk, does not stop the others."""
         try:
             yield
         except Exception as error:
@@ -235,7 +235,7 @@ class Engine:
 
 
 class _Lock:
-    """dvc.lock, kept in the order of dvc.yaml, so that a run leaves no difference but what changed."""
+    """dvc.lock, kept in the order of dvc.yaml, so that a run leaves no differences except what changed."""
 
     def __init__(self, repo: Repo):
         self.path = Path(repo.root_dir) / "dvc.lock"
@@ -248,7 +248,7 @@ class _Lock:
         self.changed = True
 
     def write(self, *, after: float = 0.0) -> None:
-        """Write what was added, if the last writing is `after` seconds ago."""
+        """Write what was added if the last write was `after` seconds ago."""
         if not self.changed or time.monotonic() < self.written + after:
             return
         stages = self.content["stages"]
@@ -261,9 +261,9 @@ class _Lock:
 def reproduce(
     *, paper: str = "", only: Sequence[str] = (), force: Sequence[str] = (), scheduler: str = "", slots: int = 0
 ) -> bool:
-    """Run what is not up to date, of all or of some stages and what they need (`force`: these anyway); whether all is well.
+    """Run what is not up to date, of all or some stages and what they need (`force`: these anyway); returns whether all is well.
 
-    Raises UserError if another run holds the project, or a name is none."""
+    Raises UserError if another run holds the project, or if a name is unknown."""
     repo = Repo()
     chosen = targets(repo, paper, [*only, *force])
     with ExitStack() as stack:
@@ -321,13 +321,13 @@ def _workers(scheduler: str, slots: int) -> Iterator[tuple["Client", Any]]:
 
 
 def _remote(client: "Client") -> list[Slot]:
-    """A slot a worker; `dask worker --resources gpu=1` says which class of stages it takes, by default all."""
+    """One slot per worker; `dask worker --resources gpu=1` says which class of stages it takes, by default all."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     return [Slot(name, frozenset(about["resources"]) or ALL) for name, about in workers.items()]
 
 
 def _takes(slot: Slot, stage: PipelineStage, slots: Sequence[Slot]) -> bool:
-    """Whether a slot is of the class that a stage asks for in dvc.yaml, `meta: {slot: gpu}`; any is, where there is none such."""
+    """Whether a slot is of the class that a stage asks for in dvc.yaml, `meta: {slot: gpu}`; if there is no such slot, any is."""
     wanted = (stage.meta or {}).get("slot", "cpu")
     return wanted in slot.classes or not any(wanted in each.classes for each in slots)
 
@@ -358,7 +358,7 @@ def _gpus() -> list[str]:
 
 
 def _durations() -> dict[str, dict[str, Any]]:
-    """How long each stage took when it last ran, where and since when; none, before the first run."""
+    """How long each stage took when it last ran, where and when; empty before the first run."""
     try:
         return json.loads((paths.ROOT / LOGS / "durations.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -366,7 +366,7 @@ def _durations() -> dict[str, dict[str, Any]]:
 
 
 def usual(scale: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds that stages take at a scale: as in a run of one's own, else in one that came with the project."""
+    """Seconds that stages take at a scale: from a run of one's own, else from one that came with the project."""
     recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(RECORDED))]
     entries = [item for run in [*recorded, own] for item in run.items()]
     return {name: entry["seconds"] for name, entry in entries if entry.get("scale") == scale}
@@ -411,7 +411,7 @@ def _what_to_open(repo: Repo, chosen: Sequence[str]) -> Iterator[str]:
     """The pages of these stages, or the first page of all and the count of verdicts."""
     if not chosen or "index" in chosen:
         if (paths.REPORTS / "index.html").exists():
-            from companion import metrics  # imports pandas, for which no stage has to wait
+            from companion import metrics  # imports pandas, which no stage should wait for
 
             yield metrics.verdicts(_scale())
             yield f"open {paths.REPORTS / 'index.html'}"
@@ -421,7 +421,7 @@ def _what_to_open(repo: Repo, chosen: Sequence[str]) -> Iterator[str]:
 
 
 def _begins(name: str, wanted: str) -> bool:
-    """Whether a name begins so; a dash may stand for the dot in a section's number."""
+    """Whether a name has this beginning; a dash may stand for the dot in a section's number."""
     return name.replace(".", "-").startswith(wanted.replace(".", "-"))
 
 

@@ -1,4 +1,4 @@
-"""What attacks do to a network, as it is kept: a row an image and attack, and the adversarial images that pages show."""
+"""What attacks do to a network, as it is kept: one row per image and attack, and the adversarial images that pages show."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +19,7 @@ from robust_features.networks import Network
 from robust_features.settings import UserError, describe, nearest
 from robust_features.statistics import wilson
 
-GALLERY = 16  # images kept of an attack whose images no section reads
+GALLERY = 16  # images kept for an attack whose images no section reads
 
 
 class Evaluation(dict[str, Attacked]):
@@ -41,7 +41,7 @@ def attack_each(
     whole: Collection[str] = (),
     report: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Every attack on all images. Those of the attacks in `whole` are all kept, of the others the first GALLERY.
+    """Every attack on all images. The images of attacks in `whole` are all kept, of the others the first GALLERY.
 
     An interrupted run goes on with the attacks that are not finished.
     """
@@ -108,7 +108,7 @@ def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
 
 
 def measures(members: Mapping[str, Mapping[str, str]], names: Collection[str]) -> pd.DataFrame:
-    """Rows of Tables 3 and 4 of Kim et al.: of members, id → dimensions, and the attacks made on them: accuracy and mean norms."""
+    """Rows of Tables 3 and 4 of Kim et al. for members, id → dimensions, and the attacks made on them: accuracy and mean norms."""
     rows = []
     for member, dimensions in members.items():
         found, labels = load(member), datasets.load(dimensions["dataset"], "test").labels

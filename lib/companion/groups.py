@@ -1,4 +1,4 @@
-"""Groups: networks that a table or a figure compares, trained, attacked and distilled by one stage, on a CPU side by side."""
+"""Groups: networks that a table or a figure compares, trained, attacked and distilled by one stage; on a CPU, side by side."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Group:
 
     members: Annotated[dict[str, Training], Field(min_length=1)]
     attacks: dict[str, Attack] = field(default_factory=dict)
-    only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of some members: which attacks are made on them
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # for some members, which attacks are made on them
     images: tuple[str, ...] = ()  # attacks whose images are all kept
     distil: tuple[str, ...] = ()  # attacks whose images are distilled, besides the clean ones
     bottleneck: Bottleneck | None = None  # how
@@ -50,7 +50,7 @@ class Group:
     reads: str  # the folder under data/ that its members learn from
 
     def runs(self, member: str) -> dict[str, Training]:
-        """What a member's records are called, and what they are of: one of the first seed, `<member>-seed<n>` of others."""
+        """The names of a member's records, and what each is of: its own for the first seed, `<member>-seed<n>` for others."""
         model, (first, *others) = self.members[member], self.seeds
         return {member: replace(model, seed=first)} | {f"{member}-seed{n}": replace(model, seed=n) for n in others}
 
@@ -76,8 +76,8 @@ def make(
 ) -> None:
     """Train, attack and distil every member; write data/networks/<name>/<member>/{model,evaluation,distillation}/.
 
-    On a CPU as many members at once as it has cores for `machine.threads` each. A run that was interrupted goes on with the
-    members that are not finished, and those with the epoch and the attack they were in.
+    On a CPU, as many members at once as it has cores for `machine.threads` each. An interrupted run goes on with the
+    members that are not finished, at the epoch and the attack they were in.
     """
     place = _interrupted(group, seed)
     todo = [run for run in group.trainings if not (place / run).exists()]
@@ -96,9 +96,9 @@ def make(
 
 
 def accuracies(name: str, group: Group, *, only: Collection[str] = ()) -> pd.DataFrame:
-    """A row a member and attack (of all, or of `only`), `clean` among them: dataset, member, example, value, low, high, n.
+    """One row per member and attack (of all, or of `only`), `clean` among them: dataset, member, example, value, low, high, n.
 
-    Percent; of one seed with Wilson's interval over the n images, of several with Student's over the n seeds.
+    Percent; for one seed with Wilson's interval over the n images, for several with Student's over the n seeds.
     """
     rows = []
     for member, model in group.members.items():
@@ -112,7 +112,7 @@ def accuracies(name: str, group: Group, *, only: Collection[str] = ()) -> pd.Dat
 
 
 def history(name: str, group: Group) -> pd.DataFrame:
-    """A row a member and epoch, of the first seed: member, epoch, loss, validation accuracy clean and attacked (percent)."""
+    """One row per member and epoch, for the first seed: member, epoch, loss, validation accuracy clean and attacked (percent)."""
     return pd.concat(trained.history(f"{name}/{member}").assign(member=member) for member in group.members).reset_index(
         drop=True
     )
@@ -121,7 +121,7 @@ def history(name: str, group: Group) -> pd.DataFrame:
 def _one(
     place: Path, group: Group, machine: HardwareSettings, seed: int, report: Callable[[str], None], name: str
 ) -> str:
-    """Train, attack and distil one member with one seed; what it is worth in one line."""
+    """Train, attack and distil one member with one seed; returns its accuracies in one line."""
 
     def say(line: str) -> None:
         report(f"{name}: {line}")
@@ -150,7 +150,7 @@ def _one(
 
 
 def _side_by_side(function: Callable[[str], str], names: list[str], workers: int) -> Iterator[str]:
-    """function(name) of every name, in processes of their own: training draws from a process's global generator."""
+    """function(name) of every name, each in its own process: training draws from a process's global generator."""
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__, "torch._dynamo"])  # torch and what its optimisers import, once for all
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:

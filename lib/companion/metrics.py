@@ -1,4 +1,4 @@
-"""What two runs are compared by: the numbers of metrics.json, which `dvc metrics diff` and `dvc exp show` read."""
+"""The numbers by which two runs are compared: metrics.json, which `dvc metrics diff` and `dvc exp show` read."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from companion import paths
 from companion.report.index import ledger
 from companion.report.shown import write as write_whole
 
-EXAMPLES = ("clean", "pgd", "l2")  # of the attacks on a network those that most groups have
+EXAMPLES = ("clean", "pgd", "l2")  # the attacks on a network that most groups have
 
 
 def write(run: dict[str, Any]) -> Path:
@@ -24,7 +24,7 @@ def write(run: dict[str, Any]) -> Path:
 
 
 def accuracies(run: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Group → member → example → percent of test images, of the first seed; without those that are not made."""
+    """Group → member → example → percent of test images, of the first seed; without those that have not been made."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for group, settings in run["networks"].items():
         for member in settings["members"]:
@@ -44,7 +44,7 @@ def file(scale: str) -> Path:
 
 
 def verdicts(scale: str) -> str:
-    """How many claims have each verdict, in a line; nothing where the contents of this scale have not been made."""
+    """How many claims have each verdict, in one line; empty if the contents of this scale have not been made."""
     try:
         words = json.loads(file(scale).read_text("utf-8"))["verdicts"]
     except (OSError, ValueError, KeyError):

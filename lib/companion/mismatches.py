@@ -1,4 +1,4 @@
-"""What in a run does not fit together, each entry being right by itself: names that refer to nothing, networks and their images."""
+"""What does not fit together in a run, though each entry is valid by itself: names that refer to nothing, networks and images."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ Mismatch = tuple[tuple[Any, ...], str]  # where in the resolved run, and what is
 
 
 def mismatches(run: "Run") -> Iterator[Mismatch]:
-    """Everything of a run that would fail later, or mean nothing."""
+    """Everything in a run that would fail later, or mean nothing."""
     for name, data in run.datasets.items():
         if problem := data.problem():
             yield ("datasets", name), problem
@@ -86,7 +86,7 @@ def _constructed(run: "Run") -> Iterator[Mismatch]:
 
 
 def _made(run: "Run") -> dict[str, str]:
-    """The constructed datasets: id → the dataset they are made of."""
+    """The constructed datasets: id → the dataset they are made from."""
     entries = {name: entry for name, entry in run.constructed.items() if entry.networks in run.networks}
     return {
         id: entry.dataset
@@ -127,7 +127,7 @@ def _unfit(
     *,
     distilled: bool,
 ) -> Iterator[Mismatch]:
-    """What keeps a network from being trained so, or on these images; `distilled`: or from being distilled."""
+    """Why a network cannot be trained so, or on these images; `distilled`: or cannot be distilled."""
     if model.regulariser and (problem := model.regulariser.problem(_thin(model.network), model.batch_size)):
         yield (*place, "regulariser"), problem
     if model.mask and (problem := model.mask.problem(model.batch_size)):
@@ -152,8 +152,8 @@ def _thin(network: NetworkSettings) -> networks.Network:
 
 
 def _positions(network: NetworkSettings, size: int) -> int:
-    """How many positions the split has of images of `size` pixels; 0 if these are too small for the network."""
-    if isinstance(network, networks.Victim):  # three halvings; to import torchvision takes seconds
+    """How many positions the split has for images of `size` pixels; 0 if these are too small for the network."""
+    if isinstance(network, networks.Victim):  # three halvings; importing torchvision takes seconds
         return (size // 8 if network.kind == "densenet121" else math.ceil(size / 8)) ** 2
     thin, images = _thin(network), torch.zeros(2, 3, size, size)
     with networks.frozen(thin), torch.no_grad():
@@ -183,7 +183,7 @@ def _void(value: Any, place: tuple[Any, ...]) -> Iterator[Mismatch]:
 
 
 def _boundless(run: "Run") -> Iterator[Mismatch]:
-    """Radii in L2 within which every image lies, whatever the pixels: an ε in bytes, most likely."""
+    """L2 radii within which every image lies, whatever its pixels: most likely an ε in bytes."""
     made = _made(run)
     of = lambda name: run.datasets.get(made.get(name, name))  # noqa: E731
     places: list[tuple[tuple[Any, ...], Any, list[Source | None]]] = []

@@ -1,6 +1,6 @@
 """Runs a bundle where there is neither network nor DVC nor git: `python run.py --minutes 9`, again and again until all is done.
 
-companion.bundle copies this file to the top of a bundle as run.py, hence the standard library alone, and takes back what it packs.
+companion.bundle copies this file into a bundle as run.py, so it uses only the standard library, and takes back what it packs.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from typing import IO, Any
 MANIFEST, BUNDLE, DONE, WHEELS = "manifest.json", "bundle.json", "done.json", "wheels"
 PART = 15_000_000  # bytes of results at most
 PATIENCE = 10  # seconds between asking a process to end and ending it
-PACKING = 0.1, 30  # what is kept of the time to stop and to pack: this share, and no more seconds than these
-WEIGHTS = "tensors.safetensors"  # of networks; of datasets and attacks, the images
+PACKING = 0.1, 30  # share of the time reserved for stopping and packing, and at most these seconds
+WEIGHTS = "tensors.safetensors"  # of networks; for datasets and attacks, the images
 THEIRS = (
     "COMPANION",
     "GIT",
     "PYTHONHOME",
     "PYTHONSTARTUP",
     "ROBUST_FEATURES",
-)  # settings of the node that are not for stages
+)  # settings of the node that stages must not see
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Stage:
 def write_parts(folder: Path, files: Mapping[str, Path], size: int, **about: Any) -> None:
     """Write files, by the names they are to have, as parts of an archive of at most `size` bytes, and their SHA-256 last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # without it nobody takes what is half written for whole
+    (folder / MANIFEST).unlink(missing_ok=True)  # without it, nothing half-written is taken for whole
     for old in folder.glob("part-*"):
         old.unlink()
     sums = {}
@@ -114,7 +114,7 @@ def prepare(bundle: Path, work: Path) -> Path:
 def run(
     stages: Sequence[Stage], project: Path, lock: IO[str], stop: threading.Event, *, at_once: int, deadline: float
 ) -> dict[str, str]:
-    """Run what is not done, in the order given, until `stop`, or `deadline` of the monotonic clock; what is left, and why."""
+    """Run what is not done, in order, until `stop`, or `deadline` of the monotonic clock; returns what is left, and why."""
     running: dict[Stage, tuple[subprocess.Popen[bytes], float]] = {}
     left: dict[str, str] = {}
     done = finished(stages, project)
@@ -159,7 +159,7 @@ def finished(stages: Iterable[Stage], project: Path) -> dict[str, float]:
 
 
 def results(stages: Iterable[Stage], project: Path, *, weights: bool) -> dict[str, Path]:
-    """What is brought back of stages that are done, and all logs: sections, cards with histories, rows; weights if asked."""
+    """What is brought back from finished stages, and all logs: sections, cards with histories, rows; weights if asked."""
     done = finished(stages, project)
     outs = [project / out for stage in stages if stage.name in done for out in stage.outs]
     found = [path for out in outs for path in (sorted(out.rglob("*")) if out.is_dir() else [out]) if path.is_file()]
@@ -170,7 +170,7 @@ def results(stages: Iterable[Stage], project: Path, *, weights: bool) -> dict[st
 
 
 def _start(stage: Stage, project: Path, lock: IO[str], at_once: int) -> subprocess.Popen[bytes]:
-    for out in stage.outs:  # as DVC does; what the library goes on from lies elsewhere
+    for out in stage.outs:  # as DVC does; what the library resumes from is elsewhere
         path = project / out
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     words = shlex.split(stage.command)
@@ -196,7 +196,7 @@ def _environment(project: Path, at_once: int) -> dict[str, str]:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes and what they began: asked first, so that kernels close."""
+    """End processes and what they started: they are asked first, so that kernels close."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         alive = [process for process in processes if process.poll() is None]
         for process in alive:
@@ -234,7 +234,7 @@ def _alone(lock: IO[str]) -> None:
 
 
 def _describe(command: str, project: Path) -> dict[str, Any]:
-    """Where the results come from, as the project itself says it; nothing if it cannot."""
+    """The results' provenance, as the project itself states it; empty if it cannot."""
     words = [sys.executable, *shlex.split(command)[1:]]
     said = subprocess.run(words, cwd=project, env=_environment(project, 1), capture_output=True, text=True)
     return {} if said.returncode else json.loads(said.stdout)

@@ -3,7 +3,7 @@
     python -m companion.params [SCALE]        check params.yaml and write run.yaml; with SCALE, choose that scale first
     python -m companion.params split FOLDER   write run.yaml as small files, which DVC's stages depend on
 
-Everything wrong is said at once, by the key that was written in params.yaml, before any stage runs.
+All errors are reported at once, by the key that was written in params.yaml, before any stage runs.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ from robust_features.settings import Seed, UserError, nearest, settings
 from robust_features.training import Training
 
 HEAD = "# Made of params.yaml by `make`, for the scale that it names: edit that, not this.\n"
-DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file an entry
-PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml calls otherwise
+DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file per entry
+PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml names differently
 STALE = "run.yaml was made of another params.yaml than there is now: run `make`, or `python -m companion.params`"
 
 
@@ -94,7 +94,7 @@ class Run:
 
 
 def load(path: Path | None = None) -> Run:
-    """The settings in run.yaml. Raises UserError if there is none, or it does not hold what this version reads."""
+    """The settings in run.yaml. Raises UserError if there is none, or if it is not what this version reads."""
     checkout.check()
     path = path or paths.RUN
     if not path.exists():
@@ -119,7 +119,7 @@ def check(text: dict[str, Any], scale: str) -> tuple[Written, Run]:
 
 
 def make(scale: str = "") -> Path:
-    """Check params.yaml and write run.yaml; a `scale` is written into params.yaml first, if there is such a one."""
+    """Check params.yaml and write run.yaml; a `scale`, if it exists, is written into params.yaml first."""
     text = read(paths.PARAMS)
     if not isinstance(text.get("scales"), dict) or "scale" not in text:
         raise UserError("params.yaml: needs `scale:`, the name of one of its `scales:`")
@@ -141,8 +141,8 @@ def make(scale: str = "") -> Path:
 def split(folder: Path) -> Path:
     """Every entry of run.yaml as a file of its own, <key>.json or <key>/<entry>.json: what stages depend on.
 
-    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of a
-    file it keeps the checksum. Raises UserError if run.yaml was made of another params.yaml.
+    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of
+    files it keeps only checksums. Raises UserError if run.yaml was made from another params.yaml.
     """
     found = read(paths.RUN)
     if found.get("made_of") != _checksum(read(paths.PARAMS)):
@@ -151,7 +151,7 @@ def split(folder: Path) -> Path:
     with atomic(folder) as partial:
         for key, value in found["run"].items():
             inner = {f"{key}/{name}": part for name, part in value.items()} if key in DIVIDED else {key: value}
-            if key == "networks":  # how features are distilled is said once, and is read by groups that distil
+            if key == "networks":  # how features are distilled is stated once, and read by groups that distil
                 how = {"bottleneck": found["run"]["bottleneck"]}
                 inner = {name: part | how if part.get("distil") else part for name, part in inner.items()}
             if key == "sections":
@@ -196,7 +196,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
-    """One line a mistake: `recipes.kim.epochs: what is wrong`."""
+    """One line per mistake: `recipes.kim.epochs: what is wrong`."""
     for item in error.errors():
         location, node = [], resolved
         for part in item["loc"]:
@@ -219,7 +219,7 @@ def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
 
 
 def _checksum(text: dict[str, Any]) -> str:
-    """Of what params.yaml says; comments and layout do not count."""
+    """The checksum of what params.yaml says; comments and layout do not count."""
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -38,6 +38,6 @@ def outputs() -> Path:
 
 
 def made(relative: str) -> Path:
-    """Where `relative`, of data/, lies: a person who explores finds first what they made by hand."""
+    """Where `relative`, a path under data/, is: a person who explores finds first what they made by hand."""
     explored = outputs() / relative
     return explored if explored.exists() else DATA / relative

@@ -28,7 +28,7 @@ from companion.report.surroundings import apart, channel
 from robust_features.settings import UserError, nearest
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "papermill", "dvc")
-COMMIT = "COMMIT"  # in a bundle, the file that names the commit it is of
+COMMIT = "COMMIT"  # in a bundle, the file that names its commit
 PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-error-cell-tag"  # papermill's cell tags
 
 
@@ -36,8 +36,8 @@ def run(path: Path, *, key: str = "") -> Path:
     """Execute a notebook in this environment's kernel: groundwork for an entry of run.yaml, or a section with its parameters.
 
     A section's page is written to reports/<scale>/<section>/; groundwork is kept executed under data/runs/, for `pages`.
-    Raises UserError for a notebook or key that is not there, before any work; and if a cell fails or the kernel dies: the
-    notebook as far as it came is then in data/failed/."""
+    Raises UserError before any work for a notebook or key that is not there, and if a cell fails or the kernel dies; the
+    notebook, as far as it came, is then in data/failed/."""
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
     import nbformat
     import papermill
@@ -57,7 +57,7 @@ def run(path: Path, *, key: str = "") -> Path:
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         with apart(data / "matplotlib") as folder:
-            os.environ[PAGE] = str(target.parent)  # what the notebook writes is the pipeline's, not a reader's trial
+            os.environ[PAGE] = str(target.parent)  # what the notebook writes is no reader's trial
             _check_kernel()
             notebook = papermill.execute_notebook(
                 _literal(path),
@@ -109,13 +109,13 @@ def publish() -> Path:
     """Copy this scale's report to reports/published/, with a manifest and what dvc.lock says of it, to be committed."""
     settings = load_run()
     if (paths.REPORTS / settings["scale"]).exists():
-        index()  # contents of what is there, also where papers are published one by one
+        index()  # contents of what is there, even if papers are published one by one
     return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0), lock=locked(paths.ROOT))
 
 
 def index() -> Path:
     """Write the contents of this scale, reports/index.html, and the numbers that experiments are compared by."""
-    from companion import metrics  # imports pandas, which running a notebook does without
+    from companion import metrics  # imports pandas, which running a notebook does not need
 
     target = write_contents()
     metrics.write(load_run())
@@ -125,7 +125,7 @@ def index() -> Path:
 def merge(page: Page) -> Any:
     """The current notebook of a groundwork page, with the outputs and parameters of the executed one.
 
-    Raises UserError naming the stage to run if the latter is missing, damaged or was made by other code."""
+    Raises UserError naming the stage to run if the latter is missing, is damaged or was made by other code."""
     import nbformat
 
     remedy = f"run `dvc repro {page.stage}@{page.key}`"
@@ -184,7 +184,7 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
 
 
 def commit() -> str:
-    """The commit of this checkout, and whether it was changed; where there is no git, as it was when a bundle was packed."""
+    """The commit of this checkout, and whether it was changed; without git, as it was when a bundle was packed."""
     noted = paths.ROOT / COMMIT
     if noted.exists():
         return noted.read_text("utf-8")
@@ -192,7 +192,7 @@ def commit() -> str:
 
 
 def _changed() -> bool:
-    """Whether files differ from the commit, but for the scale that is asked for, and what a run writes: run.yaml, dvc.lock."""
+    """Whether files differ from the commit, except for the scale that is asked for and what a run writes: run.yaml, dvc.lock."""
     if _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!run.yaml", ":!params.yaml"):
         return True
     lines = _git("diff", "--unified=0", "HEAD", "--", "params.yaml").splitlines()
@@ -221,7 +221,7 @@ def _failure(name: str, notebook: Any, partial: Path) -> str:
 
 
 def _given(source: str, injected: str) -> str:
-    """A `parameters` cell with the values that papermill injected; its comments, and what was not given, stay."""
+    """A `parameters` cell with the values that papermill injected; its comments, and parameters that were not given, stay."""
     values = {ast.unparse(node.targets[0]): node.value for node in ast.parse(injected).body}
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
@@ -258,12 +258,12 @@ def _check_key(path: Path, key: str, settings: dict[str, Any]) -> None:
 
 
 def _literal(path: Path) -> str:
-    """A path for papermill, which takes one in braces for a parameter."""
+    """A path for papermill, which reads braces in it as a parameter."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _from_root(word: str) -> str:
-    """A word of the command line; notebooks as seen from the project's folder, wherever it was given."""
+    """A word of the command line; notebooks relative to the project's folder, wherever it was given."""
     path = Path(word).resolve()
     return (
         path.relative_to(paths.ROOT).as_posix() if word.endswith(".ipynb") and path.is_relative_to(paths.ROOT) else word
@@ -271,12 +271,12 @@ def _from_root(word: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout: not of a repository around it, nor of the one that a hook runs for; and whoever owns it."""
+    """What git says about this checkout, whoever owns it: not about a repository around it, nor one that a hook runs for."""
     return _output("git", f"--git-dir={paths.ROOT / '.git'}", f"--work-tree={paths.ROOT}", *arguments)
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is not installed or fails."""
+    """What a command prints; empty if it is not installed or fails."""
     if not shutil.which(command[0]):
         return ""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -296,7 +296,7 @@ def _check_kernel() -> None:
 
 def _stop(number: int, frame: object) -> None:
     print(f"stopped by {signal.Signals(number).name}: shutting the kernel down", file=sys.stderr)
-    raise SystemExit(128 + number)  # unlike a signal's default this unwinds, and unwinding does that
+    raise SystemExit(128 + number)  # unlike a signal's default this unwinds, which does that
 
 
 def _follow(parent: int) -> None:

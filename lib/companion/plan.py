@@ -1,8 +1,8 @@
 """What a scale costs, before it runs: `python -m companion.plan [SCALE]`.
 
-Counted are passes, one image forward and back through a network; timed is one of each network on this machine. Of attacks that
-leave an image once it is fooled, a part of the images is counted, SURVIVORS. Regularisers and the sections, which mostly read
-what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline` says what one GPU would take.
+It counts passes, one image forward and back through a network, and times one pass of each network on this machine. For attacks
+that stop once an image is fooled, only a share of the images is counted, SURVIVORS. Regularisers and the sections, which mostly
+read what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline` says what one GPU would take.
 """
 
 import math
@@ -32,11 +32,11 @@ from robust_features.training import Training
 
 COUNTED = "gpu"  # the scale whose minutes are counted, wherever it is asked for
 About = tuple[str, str, NetworkSettings, int]  # the first four of Work
-ABOUT = 17_000, 1_700  # training and test images where they are known once they are read: nine groups of Tiny-ImageNet
+ABOUT = 17_000, 1_700  # training and test images if only reading them tells: nine groups of Tiny-ImageNet
 SURVIVORS = {
     False: 0.5,
     True: 0.05,
-}  # shares of images that attacks within ε do not fool, of networks trained so or not
+}  # shares of images that attacks within ε do not fool, for networks trained against them or not
 FORWARD = 1 / 3  # of a pass, for one without gradients
 CLASSES, BATCH, ROUNDS = 10, 100, 3  # of the networks and the batches that are timed
 
@@ -62,7 +62,7 @@ class Work:
 
 
 def passes(attack: Attack, surviving: float = 1.0, classes: int = CLASSES) -> float:
-    """Mean passes of an attack on an image, if so large a share of the images is never fooled.
+    """Mean passes of an attack on an image, if this share of the images is never fooled.
 
     >>> from robust_features.attacks import PGD
     >>> passes(PGD(epsilon=0.03, step_size=0.01, steps=20, restarts=5), surviving=0.5)
@@ -122,7 +122,7 @@ def distilled(how: Bottleneck, sets: int, images: int) -> float:
 
 
 def works(run: Run) -> Iterator[Work]:
-    """What every heavy stage of a scale does, network by network."""
+    """The work of every heavy stage of a scale, network by network."""
     for name, group in run.networks.items():
         for member, model in group.trainings.items():
             yield from _member(f"networks@{name}", run, group, member, model)
@@ -144,7 +144,7 @@ def works(run: Run) -> Iterator[Work]:
 
 
 def timed(network: NetworkSettings, size: int, chosen: Hardware) -> tuple[float, float]:
-    """Seconds of a pass through a network, and through its head, an image, in the precision that it is trained in."""
+    """Seconds of one image's pass through a network, and through its head, in the precision that it is trained in."""
     built = chosen.place(build(network, CLASSES, seed=0)).train()
     images = torch.rand(BATCH, 3, size, size).to(chosen.device, memory_format=torch.channels_last)
     labels = torch.zeros(BATCH, dtype=torch.int64, device=chosen.device)
@@ -165,7 +165,7 @@ def timed(network: NetworkSettings, size: int, chosen: Hardware) -> tuple[float,
 
 
 def plan(run: Run) -> pd.DataFrame:
-    """A row a heavy stage: networks, million passes, hours on one core (or GPU), the longest first."""
+    """One row per heavy stage: networks, million passes, hours on one core (or GPU), the longest first."""
     chosen = hardware.choose(run.hardware)
     found, speeds = [*works(run)], {}
     for work in found:

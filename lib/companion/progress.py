@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-TAIL = 4096  # bytes of a log in which its last line is sought
+TAIL = 4096  # bytes of a log in which its last line is searched
 
 
 class Progress:
@@ -36,7 +36,7 @@ class Progress:
             self.live.stop()
 
     def planned(self, names: Sequence[str]) -> None:
-        """These stages are to be run, or looked at once what they need is there."""
+        """These stages are to be run, or checked once what they need is there."""
         self.left = {*names}
 
     def dropped(self, name: str) -> None:

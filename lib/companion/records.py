@@ -30,7 +30,7 @@ Tensors = dict[str, Tensor]
 
 
 class Contents(dict[str, Any]):
-    """What a record holds by name. A name that it does not hold is a UserError: another version wrote it."""
+    """What a record holds, by name. A name that it does not hold raises UserError: another version wrote it."""
 
     def __init__(self, found: Mapping[str, Any], folder: Path):
         super().__init__(found)
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Parts of long work: what an interrupted run made is kept in `folder`, and not made again."""
+    """Parts of long work: what an interrupted run made is kept in `folder` and not made again."""
 
     folder: Path
 
@@ -126,7 +126,7 @@ def rows(folder: Path, *, floats: Iterable[str] = ()) -> "DataFrame":
 
 @contextmanager
 def of_this_version(folder: Path) -> Iterator[None]:
-    """Where a whole record is put to use: what does not fit is a UserError, for another version wrote it."""
+    """For using a whole record: what does not fit raises UserError, since another version wrote it."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -148,7 +148,7 @@ def _card(folder: Path, name: str, key: str) -> dict[str, Any]:
 
 
 def _kept(place: Path) -> Tensors | None:
-    """What an interrupted run kept in `place`; None if there is nothing, or nothing whole, which is said and removed."""
+    """What an interrupted run kept in `place`; None if there is nothing, or nothing whole, which is reported and removed."""
     if not place.exists():
         return None
     try:

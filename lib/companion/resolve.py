@@ -7,8 +7,8 @@ from typing import Any
 from robust_features.settings import UserError, nearest
 
 NAMED = {"attack": "training", "monitor": "training", "regulariser": "regularisers", "mask": "masks"}  # key: its table
-UNBOUNDED = ("carlini-wagner", "feature-gradient")  # kinds that have an ε only where `ball: true` asks for it
-PLAIN = ("seed", "study", "hardware", "bottleneck", "datasets", "sections")  # what a scale takes over as it stands
+UNBOUNDED = ("carlini-wagner", "feature-gradient")  # kinds that have an ε only if `ball: true` asks for it
+PLAIN = ("seed", "study", "hardware", "bottleneck", "datasets", "sections")  # what a scale takes over unchanged
 TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is referred to
 
 
@@ -63,7 +63,7 @@ def merge(first: Any, second: Any) -> Any:
 
 
 def place_of(run: Written, location: tuple[Any, ...]) -> str:
-    """Where params.yaml says what stands at `location` of the resolved run, as far as it goes: `recipes.kim.epochs`."""
+    """Where params.yaml sets what is at `location` of the resolved run, as far as can be told: `recipes.kim.epochs`."""
     node, place = run, ".".join(map(str, location))
     for depth, key in enumerate(location, start=1):
         if not isinstance(node, Written) or key not in node.places:
@@ -87,7 +87,7 @@ def _named(key: str, value: Any) -> Any:
 
 
 def _inherit(name: str, table: Mapping[str, Any], place: str, key: str = "from") -> Written:
-    """An entry of a table with what it takes from another one of it."""
+    """An entry of a table with what it takes from another entry."""
     if name not in table:
         raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, table)}; there are {', '.join(table)}")
     return _from(table[name], table, place, key)
@@ -125,7 +125,7 @@ def _group(form: Written, text: Written) -> Written:
 
 
 def _reads(sources: set[str], form: Written) -> str:
-    """The folder under data/ that a group depends on: of a dataset, or of the sets constructed together."""
+    """The folder under data/ that a group depends on: that of a dataset, or of the sets constructed together."""
     folders = {f"constructed/{_entry(name)}" if "/" in name else f"datasets/{name}" for name in sources}
     if len(folders) != 1:
         where = form.places.get("base", form.places["recipe"])
@@ -150,7 +150,7 @@ def _member(member: Written, text: Written) -> Written:
 
 
 def _attacks(form: Written, text: Written, dataset: str) -> Written:
-    """The attacks of `{table, names, change}` by name; all of the table where no names are given."""
+    """The attacks of `{table, names, change}` by name; the whole table if no names are given."""
     chosen = form.get("attacks") or Written({}, {})
     if "table" not in chosen:
         return Written({}, {})
@@ -166,7 +166,7 @@ def _attacks(form: Written, text: Written, dataset: str) -> Written:
 
 
 def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written:
-    """An attack with its ε, from `threat` where it has none of its own, and its step in pixels."""
+    """An attack with its ε, from `threat` if it has none of its own, and its step in pixels."""
     found = dict(whole := _from(attack, text["attacks"][table], table))
     step, share = found.pop("step", None), found.pop("share", None)
     ball = found.pop("ball", found.get("kind") not in UNBOUNDED)
@@ -199,12 +199,12 @@ def _transfer(form: Written, text: Written) -> Written:
 
 
 def _entry(dataset: str) -> str:
-    """The entry of `constructed` that a set belongs to: ilyas/main of ilyas/main/random."""
+    """The entry of `constructed` that a set belongs to: ilyas/main for ilyas/main/random."""
     return "/".join(dataset.split("/")[:2])
 
 
 def _nested(path: str, value: Any, place: str) -> Written:
-    """{"a": {"b": value}} of "a.b"."""
+    """{"a": {"b": value}} for "a.b"."""
     first, _, rest = path.partition(".")
     inner = _nested(rest, value, place) if rest else _written(_named(first, value), place)
     return Written({first: inner}, {first: place})

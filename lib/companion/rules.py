@@ -25,7 +25,7 @@ BESIDES = (
 )  # columns that are no dimensions
 FORMS = ("above", "peak", "falls", "rises", "reverses", "correlates")
 CHANCE = {"above": 0.05, "correlates": 0.05}  # how often an interval leaves out the true value
-PARTING = 0.0056  # how often two intervals of one width part where nothing differs: P(|z| > 1.96 √2)
+PARTING = 0.0056  # how often two intervals of one width do not overlap if nothing differs: P(|z| > 1.96 √2)
 
 
 @settings
@@ -35,7 +35,7 @@ class Rule:
     - `compare`, `more`, `less`: along a dimension, `more` exceeds `less`; where one side is a list, each of the list;
     - `above`: every row exceeds a constant;
     - `peak`: along an ordered dimension, some value between the ends exceeds both ends;
-    - `falls`, `rises`: along it the last value lies below (above) the first, and none goes back;
+    - `falls`, `rises`: along it, the last value lies below (above) the first, and none goes back;
     - `reverses` with `compare`, `more`, `less`: at its largest value `more` exceeds `less`, at some smaller one the reverse;
     - `correlates`: the value rises with another column.
 
@@ -70,7 +70,7 @@ class Rule:
 
     @property
     def form(self) -> str:
-        """Which of the forms it has."""
+        """Which of the forms it takes."""
         return next(iter(self._chosen()), "compare")
 
     @property
@@ -81,20 +81,20 @@ class Rule:
 
     @property
     def chance(self) -> float:
-        """How often one of its comparisons parts, either way, where nothing differs."""
+        """How often one of its comparisons comes out, either way, if nothing differs."""
         return CHANCE.get(self.form, PARTING)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One answer to a claim: where, which way the intervals part, by how much, the numbers, and how many pairs were looked at."""
+    """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs were compared."""
 
     where: str
     outcome: Literal["for", "against", "open"]
-    margin: float  # between the intervals, positive the claim's way; where they overlap the difference of the values
+    margin: float  # between the intervals, positive for the claim; if they overlap, the difference of the values
     numbers: str
     looks: int = 1
-    effect: float = float("nan")  # the difference of the values, positive the claim's way, and its 95 % interval
+    effect: float = float("nan")  # the difference of the values, positive for the claim, and its 95 % interval
     low: float = float("nan")
     high: float = float("nan")
     n: float = float("nan")  # the smaller of the two rows' n
@@ -104,7 +104,7 @@ class Comparison:
 def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
     """Every comparison that `rule` asks for among measured `rows`: dimensions as text, and numbers value, low, high.
 
-    A value without interval overlaps with every other. Raises pandas' MergeError where two rows agree on everything."""
+    A value without interval overlaps with every other. Raises pandas' MergeError if two rows agree on everything."""
     along = {getattr(rule, rule.form)} if rule.form not in ("compare", "above", "correlates") else set()
     same = [name for name in rows if name not in {*BESIDES, *rule.ignore, *along, rule.compare}]
     if rule.form == "above":
@@ -121,7 +121,7 @@ def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
 
 
 def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
-    """`more` against `less`; of a list, the one that speaks most against the claim decides."""
+    """`more` against `less`; in a list, the one that is most against the claim decides."""
     from companion.report.tables import label
 
     more, less = (part[part[rule.compare].isin(_listed(side))] for side in (rule.more, rule.less))
@@ -137,7 +137,7 @@ def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
 
 
 def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
-    """The best value between the ends against the higher end. Against the claim: an end exceeds all between."""
+    """The best value between the ends against the higher end; against the claim if an end exceeds all between."""
     line = _ordered(part, rule.peak)
     if len(line) < 3:
         return
@@ -148,7 +148,7 @@ def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
 
 
 def _trend(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
-    """First against last; and against the claim any later value that lies on the wrong side of an earlier one."""
+    """First against last; any later value on the wrong side of an earlier one is against the claim."""
     line = _ordered(part, rule.falls or rule.rises)
     if len(line) < 2:
         return
@@ -181,7 +181,7 @@ def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
 
 def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
     """Pearson's correlation with its 95 % interval by Fisher's transformation; fewer than four points decide nothing."""
-    from scipy.stats import pearsonr  # a second to import
+    from scipy.stats import pearsonr  # takes a second to import
 
     points = rows.assign(other=pd.to_numeric(rows[column])).dropna(subset=["other", "value"])
     if len(points) > 3:
@@ -194,7 +194,7 @@ def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
 
 
 def _pair(more: Series, less: Series, where: str, numbers: str, looks: int = 1) -> Comparison:
-    """Which way two intervals part, and the difference of their values."""
+    """Which way two intervals lie apart, and the difference of their values."""
     effect, low, high = difference(more, less)
     n, seeds = (_least(name, more, less) for name in ("n", "seeds"))
     rest = dict(looks=looks, effect=effect, low=low, high=high, n=n, seeds=seeds)
@@ -206,7 +206,7 @@ def _pair(more: Series, less: Series, where: str, numbers: str, looks: int = 1) 
 
 
 def difference(more: Series, less: Series) -> tuple[float, float, float]:
-    """The difference of two values and its 95 % interval, by their own intervals (Newcombe 1998, method 10).
+    """The difference of two values and its 95 % interval, from their own intervals (Newcombe 1998, method 10).
 
     Each side of it is the root of the two distances' squares, as if the values were independent; NaN without intervals."""
     effect = more["value"] - less["value"]

@@ -1,4 +1,4 @@
-"""What is the study's own and what a reader has brought: `study` in params.yaml names the former, and nothing else does."""
+"""What belongs to the study and what a reader has brought: only `study` in params.yaml names the former."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +10,21 @@ from robust_features.settings import settings
 
 @settings
 class Study:
-    """Datasets and groups of networks, of all scales, that the papers' claims are judged by and their numbers stand beside."""
+    """The datasets and groups of networks, of all scales, that the claims are judged by and the papers' numbers stand beside."""
 
     datasets: tuple[str, ...]
     networks: tuple[str, ...]
 
     def called(self, network: str, group: str) -> str:
-        """What tables call a network of `group`; of a reader's group with its name, which `Brought` knows it by."""
+        """What tables call a network of `group`; for a reader's group with its name, by which `Brought` knows it."""
         return network if group in self.networks else f"{network}{_mark(group)}"
 
 
 @dataclass(frozen=True)
 class Brought:
-    """What a run has besides the study: it is run and shown like all else, has no vote and no paper's value beside it."""
+    """What a run has besides the study: it is run and shown like all else, but has no vote and no paper's value beside it."""
 
-    datasets: frozenset[str] = frozenset()  # and entries of `constructed` made of them
+    datasets: frozenset[str] = frozenset()  # and entries of `constructed` made from them
     marks: tuple[str, ...] = ()
 
     def among(self, rows: DataFrame) -> Series:
@@ -41,7 +41,7 @@ NOTHING = Brought()
 
 
 def brought(run: dict[str, Any]) -> Brought:
-    """What a reader has brought to a run, as run.yaml has it; of one that names no study, such as a published one, nothing."""
+    """What a reader has brought to a run, as run.yaml has it; nothing for one that names no study, such as a published one."""
     if "study" not in run:
         return NOTHING
     known = run["study"]

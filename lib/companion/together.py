@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 4 -m companion.together kim/wrn28-10 adversarial
 
 The stage `networks@kim/wrn28-10`, which `make reproduce` runs, finds it trained and goes on with the attacks. It is for
-networks that take days: the members of a group already run side by side, one a GPU or core. The machines share data/.
+networks that take days: the members of a group already run side by side, one per GPU or core. The machines share data/.
 """
 
 import argparse

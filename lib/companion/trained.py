@@ -14,13 +14,13 @@ from robust_features.networks import Network
 from robust_features.settings import describe
 from robust_features.training import HISTORY, Trained, Training
 
-TRUE = "validation-true"  # of datasets whose validation images a network made: those they were made of
+TRUE = "validation-true"  # for datasets whose validation images a network made: those they were made from
 
 
 def splits(settings: Training) -> dict[str, ImageSet]:
-    """The images to train on, and those to watch: `validation`, of a constructed dataset constructed as the others are.
+    """The images to train on, and those to watch: `validation`, which for a constructed dataset is constructed like the others.
 
-    `keep: best-true` watches the images that these were made of, with their true labels, which a learner does not have.
+    `keep: best-true` watches the images that these were made from, with their true labels, which a learner does not have.
     Of epochs that are equally good the last is kept: constructed images are soon all classified as constructed.
     """
     there = settings.keep == "best-true" and (datasets.folder(settings.dataset) / TRUE).exists()
@@ -58,5 +58,5 @@ def load(member: str, *, hardware: Hardware) -> Network:
 
 
 def history(member: str) -> pd.DataFrame:
-    """A row an epoch: loss, and accuracy on the validation images, clean and attacked, in percent."""
+    """One row per epoch: loss, and accuracy on the validation images, clean and attacked, in percent."""
     return pd.DataFrame(records.load(records.folder("model", member)).card["history"], columns=HISTORY)

@@ -24,7 +24,7 @@ from robust_features.statistics import wilson
 
 @settings
 class Transfer:
-    """Every member of the group `sources` attacked by each of `attacks`, every member of `victims` shown what came of it."""
+    """Every member of the group `sources` attacked by each of `attacks`, the results shown to every member of `victims`."""
 
     dataset: str
     sources: str
@@ -35,7 +35,7 @@ class Transfer:
 def make(id: str, transfer: Transfer, *, hardware: Hardware, seed: int, report: Callable[[str], None] = print) -> None:
     """Attack the test images through every source, and write data/transfers/<id>/: every victim's predictions, some images.
 
-    Targeted attacks aim at a random wrong class of each image, the same for all sources. rows.csv has a row a source, attack,
+    Targeted attacks aim at a random wrong class of each image, the same for all sources. rows.csv has one row per source, attack,
     victim (the source too, as `itself`) and image. An interrupted run goes on with the sources and attacks not finished.
     """
     images = datasets.load(transfer.dataset, "test")
@@ -81,9 +81,9 @@ def through(
     seed: int,
     report: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
-    """What victims, and the source `itself`, take images for that are attacked through it, (N,) each; the first `images`.
+    """What victims, and the source `itself`, predict for images attacked through it, (N,) each; the first `images`.
 
-    A targeted attack aims at `targets`, (N,) classes; another leaves the images' labels.
+    A targeted attack aims at `targets`, (N,) classes; an untargeted one leads away from the images' labels.
     """
     aimed = replace(images, labels=targets) if attack.targeted else images
     options = dict(hardware=hardware, seed=seed, images_kept=len(images), report=report)
@@ -104,7 +104,7 @@ def images(id: str, source: str, attack: str) -> Tensor:
 
 
 def successes(id: str, transfer: Transfer) -> pd.DataFrame:
-    """A row a source, attack and victim: percent of all test images that are misclassified or, targeted, taken for the target."""
+    """One row per source, attack and victim: percentage of all test images misclassified or, targeted, classified as the target."""
     return pd.DataFrame(_successes(rows(id), transfer))
 
 

@@ -2,7 +2,7 @@
 
     python -m companion.warm NUMBER     serve at the socket that this file descriptor is, until standard input ends
 
-On Linux alone. This process never computes, for threads do not survive a fork, and never imports the project's own code, which
+On Linux only. This process never computes, for threads do not survive a fork, and never imports the project's own code, which
 may change between two stages. Where there is a GPU it imports nothing: CUDA does not survive a fork either.
 """
 
@@ -28,7 +28,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from companion.report.surroundings import WARM
 
 BACKEND = (
-    "module://matplotlib_inline.backend_inline"  # as a kernel says when it starts; here matplotlib is imported before
+    "module://matplotlib_inline.backend_inline"  # as a kernel sets when it starts; here matplotlib is imported earlier
 )
 PACKAGES = (
     "ipykernel.kernelapp",
@@ -42,12 +42,12 @@ PACKAGES = (
     "torch._dynamo",
     "torchvision",
 )
-PYTHON = ["python", "-m"]  # how the commands begin that need no new interpreter
+PYTHON = ["python", "-m"]  # the beginning of commands that need no new interpreter
 PATIENCE = 10  # seconds between asking a process to end and ending it
 
 
 class Process:
-    """A command in a fork of the warm process, `python -m …` without a new interpreter: as much of Popen as its users need.
+    """A command in a fork of the warm process, `python -m …` without a new interpreter; offers as much of Popen as its users need.
 
     It leads a session of its own, which ends when the process that asked for it is gone, however that ended. Raises OSError if
     no warm process listens."""
@@ -97,7 +97,7 @@ class Process:
 
 
 class Provisioner(LocalProvisioner):
-    """Kernels that are forked from the warm process where there is one, and started as ever where there is none."""
+    """Kernels that are forked from the warm process if there is one, and started as usual otherwise."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Launch a kernel by its command, `python -m ipykernel_launcher …`."""
@@ -113,7 +113,7 @@ class Provisioner(LocalProvisioner):
 
 @contextmanager
 def serving(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A warm process for this block; yields what the environment of its users says. Nothing, where there can be none."""
+    """A warm process for this block; yields what its users' environment must contain: nothing if there can be no warm process."""
     if not hasattr(os, "pidfd_open"):  # another system than Linux
         yield {}
         return
@@ -133,11 +133,11 @@ def serving(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
             try:
                 yield {WARM: address}
             finally:
-                process.terminate()  # of those that it forked each has a watcher of its own
+                process.terminate()  # each of those that it forked has its own watcher
 
 
 def main(server: socket.socket) -> None:
-    """Fork for everyone who asks; in a fork, become what was asked for."""
+    """Fork for everyone who asks; a fork becomes what was asked for."""
     request = _serve(server)
     if request is None:
         return
@@ -168,13 +168,13 @@ def main(server: socket.socket) -> None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # taking a thousand modules down takes longer than most stages
+        os._exit(status)  # unloading a thousand modules takes longer than most stages
 
 
 def _serve(server: socket.socket) -> dict[str, Any] | None:
     """Import, and fork for everyone who asks. Returns in a fork: what it is to become; and at the end of standard input: None."""
     with server:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # of watchers nobody asks how they ended
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how watchers ended
         while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
             connection, _ = server.accept()
             with connection:

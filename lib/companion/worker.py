@@ -1,4 +1,4 @@
-"""What a worker does: it runs the command of one stage at a time. It knows nothing of DVC."""
+"""What a worker does: it runs the command of one stage at a time. It knows nothing about DVC."""
 
 import os
 import shlex
@@ -29,7 +29,7 @@ def execute(name: str, commands: Sequence[str], folder: Path, env: Mapping[str, 
 
 
 def stop() -> None:
-    """End what this worker runs: asked first, so that kernels close."""
+    """End what this worker runs: it is asked first, so that kernels close."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in [*RUNNING.values()]:
             with suppress(ProcessLookupError):
@@ -40,7 +40,7 @@ def stop() -> None:
 
 
 def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> subprocess.Popen | Process:
-    """Forked from a warm process if there is one; by a shell, if it is not a plain call of a module of ours."""
+    """Start a command: forked from a warm process if there is one; by a shell if it is not a plain call of a module of ours."""
     words = shlex.split(command)
     if words[:2] != PYTHON or not words[2].startswith("companion."):
         words = [os.environ.get("SHELL", "/bin/sh"), "-c", command]

@@ -28,13 +28,13 @@ from robust_features.settings import Count, UserError, settings
 
 @settings
 class Source:
-    """What every kind is asked for. A kind adds `parts`, all its training and test images, their `size` and terms of use.
+    """The settings of every kind. A kind adds `parts`, all its training and test images, their `size` and terms of use.
 
     `outside` lists what it reads that others may change: not what is downloaded or has a published checksum.
     """
 
     validation: Count  # images held out of the training images
-    train: Count | None = None  # so many of the others; None: all
+    train: Count | None = None  # how many of the others; None: all
     test: Count | None = None
 
     @property
@@ -92,7 +92,7 @@ class Digits(Source):
         found = load_digits()
         grey = torch.from_numpy(found.images)[:, None] * 255 / 16
         images = F.interpolate(grey, size=(self.size, self.size), mode="bilinear").round().byte().expand(-1, 3, -1, -1)
-        return draw(_labelled("digits", images, found.target, "0123456789"), self.test, seed)[::-1]  # drawn: the test
+        return draw(_labelled("digits", images, found.target, "0123456789"), self.test, seed)[::-1]  # the test is drawn
 
 
 @settings
@@ -175,7 +175,7 @@ class ImageNet9(Source):
 
     kind: Literal["imagenet9"] = "imagenet9"
     size: ClassVar = 64
-    source: Literal["downsampled", "tiny-imagenet"]  # the second stands in where the first is not at hand
+    source: Literal["downsampled", "tiny-imagenet"]  # the second stands in if the first is not at hand
 
     def outside(self) -> list[Path]:
         given = self.source == "downsampled"
@@ -194,8 +194,8 @@ class ImageNet9(Source):
 class ImageFolder(Source):
     """Your own images: `path`/train/CLASS/* and `path`/test/CLASS/*, resized and centre-cropped to `size`.
 
-    Classes are in the order of their names. Transparent images are put on white, of 16 bits a channel the upper eight are
-    kept, of several frames the first. What is left out is said and noted in the card: other formats, deeper folders.
+    Classes are in the order of their names. Transparent images are put on white; of 16 bits per channel the upper eight are
+    kept, of several frames the first. What is left out (other formats, deeper folders) is reported and noted in the card.
     """
 
     kind: Literal["image-folder"] = "image-folder"
@@ -207,7 +207,7 @@ class ImageFolder(Source):
         return paths.ROOT / Path(self.path).expanduser()
 
     @property
-    def available(self) -> tuple[int, int]:  # at most: what is no image is counted too
+    def available(self) -> tuple[int, int]:  # at most: files that are not images are counted too
         return tuple(sum(1 for _ in self.folder.glob(f"{split}/*/*")) for split in ("train", "test"))
 
     @property
@@ -286,7 +286,7 @@ def load(id: str, split: str) -> ImageSet:
 
 
 def folder(id: str) -> Path:
-    """Where a dataset is: data/constructed/<id> if a network made it, whose id has slashes, else data/datasets/<id>."""
+    """A dataset's folder: data/constructed/<id> if a network made it (its id then has slashes), else data/datasets/<id>."""
     return made(f"{'constructed' if '/' in id else 'datasets'}/{id}")
 
 
@@ -305,7 +305,7 @@ def _decoded(
     notes: list[str],
     left_out: str = "",
 ) -> Parts:
-    """Decode image files as `folders.rgb` does; what was left out, and what it converted, join the notes."""
+    """Decode image files as `folders.rgb` does; what was left out or converted joins the notes."""
     problems = []
     for split, files in (("training", train), ("test", test)):
         missing = sorted(set(range(len(classes))).difference(label for _, label in files))

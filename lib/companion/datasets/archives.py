@@ -1,4 +1,4 @@
-"""Datasets as their authors publish them: where they lie, and ImageNet's offspring, which torchvision does not read."""
+"""Datasets as their authors publish them: where they are, and ImageNet's derivatives, which torchvision does not read."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from robust_features.settings import UserError
 Files = list[tuple[Path, int]]  # an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (N, 3, 64, 64), and a label (N,) for each
 
-ELSEWHERE = "ROBUST_FEATURES_DATA"  # names a folder where datasets may lie, packed or not; nothing is written there
+ELSEWHERE = "ROBUST_FEATURES_DATA"  # names a folder where datasets may be, packed or not; nothing is written there
 REPLACE = f"put a sound copy there, or take it out of the folder that {ELSEWHERE} names"
 TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"  # its MD5
 NINE = {  # positions in the sorted list of ImageNet's 1,000 WNIDs (Springer et al. 2021, Sec. 2.1)
@@ -22,7 +22,7 @@ NINE = {  # positions in the sorted list of ImageNet's 1,000 WNIDs (Springer et 
     "bird": range(80, 101), "primate": range(365, 383), "fish": range(389, 398), "crab": range(118, 122),
     "insect": range(300, 320),
 }  # fmt: skip
-NINE_OF_TINY = {  # a stand-in out of Tiny-ImageNet's 200 classes
+NINE_OF_TINY = {  # a stand-in from Tiny-ImageNet's 200 classes
     "dog": "n02085620 n02094433 n02099601 n02099712 n02106662 n02113799", "cat": "n02123045 n02123394 n02124075",
     "amphibian": "n01641577 n01644900 n01629819", "reptile": "n01698640 n01742172",
     "bird": "n01855672 n02002724 n02056570 n02058221", "primate": "n02480495 n02481823 n02486410",
@@ -67,7 +67,7 @@ def locate(name: str, url: str = "", md5: str = "") -> Path:
 
 
 def share_of_tiny(train: Files) -> str:
-    """How many training images a class there are, of the 500 that are published."""
+    """How many training images per class there are, of the 500 published."""
     counts = Counter(path.parts[-3] for path, _ in train).values() or [0]
     low, high, share = min(counts), max(counts), sum(counts) / (500 * len(counts))
     part = {1: "the whole", 0.5: "half of the"}.get(share, f"{share:.0%} of the")
@@ -86,7 +86,7 @@ def tiny(folder: Path) -> tuple[Files, Files, tuple[str, ...]]:
 
 
 def nine_of_tiny(folder: Path) -> tuple[Files, Files, tuple[str, ...]]:
-    """The same of the nine groups in NINE_OF_TINY."""
+    """The same for the nine groups in NINE_OF_TINY."""
     label = {wnid: i for i, wnids in enumerate(NINE_OF_TINY.values()) for wnid in wnids.split()}
     train, test = ([(path, label[wnid]) for path, wnid in part if wnid in label] for part in _tiny(folder))
     return train, test, tuple(NINE_OF_TINY)

@@ -26,8 +26,8 @@ AGAIN = "delete it and run the same command again"
 def download(url: str, target: Path, *, waits: Sequence[float] = (1, 2, 4), **checksum: str) -> Path:
     """Fetch `url` to `target`, going on with `<target>.part`; a target that is already there is only checked.
 
-    `checksum` is md5=… or sha256=…; a broken connection is tried again after each of `waits` seconds. Of processes that ask
-    for one file at once, one fetches it and the others wait. Raises UserError, which tells the network from the disk.
+    `checksum` is md5=… or sha256=…; a broken connection is tried again after each of `waits` seconds. If several processes
+    ask for one file, one fetches it and the others wait. Raises UserError, which tells network from disk problems.
     """
     if target.exists():
         verify(target, AGAIN, **checksum)
@@ -59,7 +59,7 @@ def extract(archive: Path, folder: Path) -> Path:
         raise UserError(
             f"{archive}: unpacking it safely needs Python 3.11.4 or newer; or unpack it to {folder} yourself"
         )
-    options = {} if archive.suffix == ".zip" else {"filter": "data"}  # both leave out what would land outside
+    options = {} if archive.suffix == ".zip" else {"filter": "data"}  # both leave out what would end up outside
     with reading(archive, AGAIN), writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as root:
@@ -77,7 +77,7 @@ def reading(path: Path, remedy: str = "put a sound copy there") -> Iterator[Path
     """Turn an error in reading `path` into one that names it; decoders of damaged files raise almost anything."""
     try:
         yield path
-    except (MemoryError, UserError):  # not the fault of the file, or told already
+    except (MemoryError, UserError):  # not the file's fault, or already reported
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or repr(error)
@@ -110,7 +110,7 @@ def _alone(part: Path) -> Iterator[bool]:
         except BlockingIOError:
             print(f"{part.stem}: another process is fetching it, waiting", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system that knows no locks
+        except OSError:  # a file system without locks
             pass
         try:
             yield _is(file, part)
@@ -127,7 +127,7 @@ def _is(file: IO[bytes], path: Path) -> bool:
 
 
 def _complete(url: str, part: Path, waits: Sequence[float], checksum: dict[str, str]) -> None:
-    """Fetch what `part` lacks and check it; from its beginning where what was there does not go with the rest."""
+    """Fetch what `part` lacks and check it; start again if what was there does not fit the rest."""
     for wait in (*waits, None):
         resumed = part.stat().st_size > 0
         try:
@@ -154,12 +154,12 @@ def _complete(url: str, part: Path, waits: Sequence[float], checksum: dict[str, 
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`, or write it anew where the server knows no ranges."""
+    """Append to `part` what it lacks of `url`, or write it anew if the server does not support ranges."""
     have = part.stat().st_size if part.exists() else 0
     with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30) as response:
         have = have if response.status == 206 else 0
         total = have + int(response.headers["Content-Length"] or 0)
-        if not sys.stderr.isatty():  # where tqdm, with disable=None, draws no bar
+        if not sys.stderr.isatty():  # tqdm, with disable=None, then draws no bar
             print(f"{part.stem}: fetching {(total - have) / 1e6:,.1f} MB from {url}", file=sys.stderr)
         bar = tqdm(desc=part.stem, initial=have, total=total or None, unit="B", unit_scale=True, disable=None)
         with writing(part), bar, part.open("ab" if have else "wb") as file:

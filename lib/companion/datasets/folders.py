@@ -17,8 +17,8 @@ from robust_features.settings import UserError
 
 SPLITS = {"training": "train", "test": "test"}  # what messages call them, and their folders
 SYSTEM = {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
-SYSTEM |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case, beside all that begins with a dot
-NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats of which Pillow only knows the ending
+SYSTEM |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case, besides all that begin with a dot
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats of which Pillow knows only the ending
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def list_images(folder: Path) -> Listing:
                 if not entry.is_dir():
                     left.setdefault("in no class's folder", []).append(entry)
                     continue
-                label = unicodedata.normalize("NFC", entry.name)  # macOS may spell one é otherwise than the archive did
+                label = unicodedata.normalize("NFC", entry.name)  # macOS may spell é differently from the archive
                 classes.add(label)
                 for path in visible(entry):
                     if reason := _unfit(path):
@@ -73,7 +73,7 @@ def visible(folder: Path) -> list[Path]:
 def rgb(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
     """An image as uint8 (3, size, size): upright, on white where it is transparent, resized and cropped to its centre.
 
-    Of 16 bits a channel the upper eight are kept; floats must be in [0, 1]. Also says what was converted. Raises UserError.
+    Of 16 bits per channel the upper eight are kept; floats must be in [0, 1]. Also says what was converted. Raises UserError.
     """
     with reading(path, "put a sound copy there, as PNG or JPEG"), Image.open(path) as file:
         done = []
@@ -131,7 +131,7 @@ def _walk(folder: Path, depth: int = 4) -> Iterator[Path]:
 
 
 def _unfit(path: Path) -> str:
-    """Why a file of a class's folder is left out; nothing if it is an image."""
+    """Why a file in a class's folder is left out; empty if it is an image."""
     if path.is_dir():
         return "a folder deeper than their class"
     if not path.is_file():
@@ -142,7 +142,7 @@ def _unfit(path: Path) -> str:
 
 
 def _tell(folder: Path, left: dict[str, list[Path]]) -> str:
-    """One line on what was left out: how many, why, the first of each."""
+    """One line on what was left out: how many, why, and the first of each."""
     kinds = [
         f"{len(paths):,} {reason} ({paths[0].relative_to(folder)}{' …' if len(paths) > 1 else ''})"
         for reason, paths in left.items()

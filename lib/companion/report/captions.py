@@ -1,4 +1,4 @@
-"""What a table's or figure's numbers were measured with, for its caption: said by the settings, never typed."""
+"""What a table's or figure's numbers were measured with, for its caption: taken from the settings, never typed."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -46,7 +46,7 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
 
 
 def _dataset(run: Run, name: str) -> str:
-    """The dataset that a network is tested on: of one that learnt from a constructed set, the dataset that this is made of."""
+    """The dataset that a network is tested on: if it learnt from a constructed set, the dataset that this is made from."""
     made = next((entry for key, entry in run.constructed.items() if name.startswith(f"{key}/")), None)
     return made.dataset if made else name
 
@@ -58,12 +58,12 @@ def _learnt(run: Run, name: str) -> str:
 
 
 def _group(run: Run, name: str) -> str:
-    """The group that a name is of, or that it is; empty where this scale has none."""
+    """The group that a name belongs to, or is; empty if this scale has none."""
     return next((each for each in (name, name.rpartition("/")[0]) if each in run.networks), "")
 
 
 def _members(name: str, group: Any) -> Iterator[Any]:
-    """The trainings that a name stands for: of one member, or of all."""
+    """The trainings that a name stands for: one member's, or all."""
     last = name.rpartition("/")[2]
     yield from [group.members[last]] if last in group.members else group.members.values()
 

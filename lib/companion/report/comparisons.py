@@ -1,4 +1,4 @@
-"""Settings and steps, which are words: what the paper prints beside what we have, as CSV, HTML and LaTeX."""
+"""Settings and steps in words: what the paper prints beside what we have, as CSV, HTML and LaTeX."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from companion.report.tables import html_text, latex, latex_table, lay_out, prin
 
 
 def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
-    """The paper's table of settings, its rows and columns as printed: ours in every cell, and the paper's where it differs.
+    """The paper's table of settings, its rows and columns as printed: ours in every cell, and the paper's if it differs.
 
     `ours` has the paper's rows as index and its columns, all text; what is absent shows a dash. Writes
     tables/<artefact>.csv, .html and .tex into the page's folder. Raises UserError if published.yaml has no such table."""
@@ -37,7 +37,7 @@ def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
 
 
 def steps(lines: DataFrame, *, artefact: str, caption: str) -> Shown:
-    """A table of words as it is given, one row a step or thing: columns of text, of which `our source`, if any, is code.
+    """A table of words as given, one row per step or thing: columns of text, of which `our source`, if any, is code.
 
     Writes tables/<artefact>.csv, .html and .tex into the page's folder."""
     first = lines.columns[0]

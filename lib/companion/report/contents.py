@@ -41,7 +41,7 @@ class Page:
 
     @property
     def address(self) -> str:
-        """`file` as links write it: the name of a notebook may hold what has a meaning there."""
+        """`file` as links write it: a notebook's name may hold characters with a meaning in links."""
         return quote(self.file)
 
     @property
@@ -55,7 +55,7 @@ class Page:
         return self.file.rpartition("/")[0]
 
 
-LIBRARY = Page(Path(), "library.html", "The library")  # made of docstrings, by `library`
+LIBRARY = Page(Path(), "library.html", "The library")  # made from docstrings, by `library`
 PAPERS = YAML(typ="safe").load(Path(__file__).with_name("papers.yaml"))  # by the name that notebooks and claims use
 PRINTED = re.compile("-(table|figure|equation|appendix|algorithm)-")  # in the id of an artefact that the paper has too
 ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
@@ -85,7 +85,7 @@ def sections() -> list[Page]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A notebook as it lies on disk. Raises UserError for what is none."""
+    """A notebook as it is on disk. Raises UserError for what is not a notebook."""
     try:
         notebook = json.loads(path.read_text("utf-8"))
         return {**notebook, "cells": notebook["cells"], "metadata": notebook["metadata"]}
@@ -110,7 +110,7 @@ def groundwork(run: dict[str, Any]) -> list[Page]:
 
 
 def title(cells: list[dict[str, Any]]) -> str:
-    """The first heading of a notebook, without its marks."""
+    """The first heading of a notebook, without its markup."""
     lines = ("".join(cell["source"]).splitlines() for cell in cells if cell["cell_type"] == "markdown")
     heading = next((line[2:] for cell in lines for line in cell if line.startswith("# ")), "Untitled")
     return heading.translate({ord(mark): None for mark in "*`$"}).strip()

@@ -15,7 +15,7 @@ from companion.report.figures import INK, plain
 
 
 class Box(NamedTuple):
-    """A box of a diagram: its lower left corner, its size, what stands in it, and its colour, `INK` for none in particular."""
+    """A box of a diagram: its lower left corner, its size, its text, and its colour, `INK` for none in particular."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 
 def sketch(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str, str]], axis: Axes) -> None:
-    """Draw boxes and arrows (from, to, what is written beside it) on an axes whose units are those of the boxes."""
+    """Draw boxes and arrows (from, to, text beside it) on an axes whose units are those of the boxes."""
     axis.set(
         xlim=(0, max(b.x + b.width for b in boxes.values()) + 2),
         ylim=(0, max(b.y + b.height for b in boxes.values()) + 2),
@@ -82,7 +82,7 @@ def bottleneck() -> Figure:
 
 
 def ibrar(layers: Sequence[str], regularised: Sequence[str]) -> Figure:
-    """IB-RAR (Xu et al. 2022, Fig. 2): its terms on the `regularised` ones of the hidden `layers` of a network, and its mask."""
+    """IB-RAR (Xu et al. 2022, Fig. 2): its terms on the `regularised` among a network's hidden `layers`, and its mask."""
     drawing, axis = plt.subplots(figsize=(10, 4.4))
     step = 76 / (len(layers) + 1)
     boxes = {"x": Box(1, 12, 9, 9, "batch $X$")}
@@ -116,7 +116,7 @@ def patterns(size: int = 48) -> dict[str, NDArray]:
 
 
 def feature_types() -> Figure:
-    """Types A, B and C of features (Springer et al. 2021, Fig. 1): what each answers to in one image."""
+    """Types A, B and C of features (Springer et al. 2021, Fig. 1): what each responds to in one image."""
     parts = patterns()
     image = np.clip(parts["A"] + parts["B"] + 0.4 * parts["C"], 0, 1)
     said = {
@@ -136,7 +136,7 @@ def feature_types() -> Figure:
 
 
 def two_experiments(pictures: Mapping[str, Tensor], labels: Mapping[str, str]) -> Figure:
-    """The experiments of Ilyas et al. 2019, Sec. 3 (their Fig. 1), with images of ours and the `labels` they carry.
+    """The experiments of Ilyas et al. 2019, Sec. 3 (their Fig. 1), with our images and the `labels` they carry.
 
     `pictures`: D, D_R and D_NR, then `clean` and `attacked`, (3, H, W) in [0, 1] or uint8."""
     drawing, axes = plt.subplots(2, 1, figsize=(10, 6.4), height_ratios=(36, 21))
@@ -176,7 +176,7 @@ def two_experiments(pictures: Mapping[str, Tensor], labels: Mapping[str, str]) -
 
 
 def _edges(begin: Box, end: Box) -> tuple[tuple[float, float], tuple[float, float]]:
-    """From the edge of one box to the edge of the other: sideways where they stand beside one another, else up or down."""
+    """From the edge of one box to the edge of the other: sideways if they stand side by side, else up or down."""
     gap = 0.9
     if end.x > begin.x + begin.width:
         return (begin.x + begin.width + gap, begin.y + begin.height / 2), (end.x - gap, end.y + end.height / 2)

@@ -18,7 +18,7 @@ ALIKE = "all features alike"
 def tsne(
     parts: Mapping[str, Mapping[str, ArrayLike]], labels: ArrayLike, *, perplexity: float, seed: int
 ) -> pd.DataFrame:
-    """One row a point: example, features, class index, x, y. `parts` maps example → kind → (N, …) features.
+    """One row per point: example, features, class index, x, y. `parts` maps example → kind → (N, …) features.
 
     A column `note`, where there is one, says what else was done: of N images or fewer the perplexity is (N − 1) / 3, and
     features that are all alike are one point. Raises UserError for features that are not finite."""
@@ -42,7 +42,7 @@ def tsne(
 
 
 def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:
-    """(N, 2) points of (N, D) features, and a note. scikit-learn crashes where the features are all alike."""
+    """(N, 2) points of (N, D) features, and a note. scikit-learn crashes if the features are all alike."""
     from sklearn.manifold import TSNE
 
     spread = np.ptp(flat.astype(float), axis=0).max(initial=0.0) if len(flat) else 0.0
@@ -50,7 +50,7 @@ def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:
         return np.zeros((len(flat), 2)), ALIKE
     if not 1e-6 < spread < 1e6:  # whose squares float32 may not hold; t-SNE does not depend on the scale
         flat = (flat.astype(float) - flat.astype(float).mean(axis=0)) / spread
-    flat = np.pad(flat, ((0, 0), (0, max(0, 2 - flat.shape[1]))))  # it begins from two principal components
+    flat = np.pad(flat, ((0, 0), (0, max(0, 2 - flat.shape[1]))))  # t-SNE begins from two principal components
     note = ""
     if perplexity >= len(flat):
         perplexity = (len(flat) - 1) / 3
@@ -59,7 +59,7 @@ def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:
 
 
 def grid(points: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """One row an example set, one column a kind of feature, coloured by class; the legend names at most ten classes."""
+    """One row per example set, one column per kind of feature, coloured by class; the legend names at most ten classes."""
     from companion.report.tables import label
 
     examples, kinds = points["example"].unique(), points["features"].unique()

@@ -15,15 +15,15 @@ from companion.paths import page_folder
 from companion.report.shown import HEAVY, Conditions, Shown, write
 from companion.report.tables import faults
 
-INK = "#1f2328"  # what is drawn in this colour takes the reader's text colour in the SVG
+INK = "#1f2328"  # whatever is drawn in this colour takes the reader's text colour in the SVG
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
 DPI = 150
 
 
 def style(*, plots: bool = True) -> None:
-    """Set the look of all figures: colour-blind-safe palette, transparent ground. Without `plots`, for images alone.
+    """Set the look of all figures: colour-blind-safe palette, transparent ground. Without `plots`, for images only.
 
-    What a user's matplotlibrc or a cell above has set is undone first. Seaborn takes a second to import,
+    Settings of a user's matplotlibrc or of a cell above are undone first. Seaborn takes a second to import,
     which notebooks that only show images are spared."""
     matplotlib.rcdefaults()
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
@@ -48,8 +48,8 @@ def figure(
 ) -> Shown:
     """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
 
-    `alt` says in words what the figure shows, and is its caption, followed by the `conditions` under which `data` were
-    measured, n, and what their intervals are over. Without artefact it is only shown."""
+    `alt` says in words what the figure shows; it is the caption, followed by the `conditions` under which `data` were
+    measured, n, and what their intervals are over. Without an artefact, the figure is only shown."""
     with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
         svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
     svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
@@ -57,7 +57,7 @@ def figure(
     plt.close(fig)
     kind, shown = ("svg+xml", svg.encode()) if len(svg) < HEAVY else ("png", png)
     source = f"data:image/{kind};base64,{base64.b64encode(shown).decode()}"
-    width = int.from_bytes(png[16:20]) * 96 // DPI  # in CSS pixels, of which there are 96 an inch
+    width = int.from_bytes(png[16:20]) * 96 // DPI  # in CSS pixels, 96 per inch
     image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" style="max-width: 100%">'
     image = f'<div class="scroll" tabindex="0">{image}</div>'
     if artefact is None:
@@ -75,7 +75,7 @@ def figure(
 
 
 def _under(data: DataFrame | None, conditions: Conditions | None) -> str:
-    """What the plotted rows were measured with, how many images or seeds each is of, and what the intervals are over."""
+    """What the plotted rows were measured with, on how many images or seeds, and what the intervals are over."""
     said = [conditions.text] if conditions else []
     if data is not None and "n" in data and data["n"].notna().any():
         few, many = int(data["n"].min()), int(data["n"].max())
@@ -86,7 +86,7 @@ def _under(data: DataFrame | None, conditions: Conditions | None) -> str:
 
 
 def plain(text: object) -> str:
-    r"""`text` as matplotlib then draws it, letter by letter: `$` would begin an equation, `_` in front hides it from a legend.
+    r"""`text` escaped so that matplotlib draws it letter by letter: `$` would begin an equation, a first `_` hides it from legends.
 
     >>> plain("_a$b$")
     '$\\_$a\\$b\\$'
@@ -98,7 +98,7 @@ def plain(text: object) -> str:
 def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str] = ()) -> None:
     """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`.
 
-    `names`: the hues of all panels under one legend, where a panel lacks some: each has the same colour in all of them."""
+    `names`: the hues of all panels under one legend, if a panel lacks some: each then has the same colour in all of them."""
     names = list(names) or [*rows[hue].unique()]
     for name, part in rows.groupby(hue, sort=False):
         colour = f"C{names.index(name)}"

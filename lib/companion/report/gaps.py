@@ -1,4 +1,4 @@
-"""What the contents list beside the claims: printed numbers without a partner of ours, and what the papers contradict."""
+"""What the contents list beside the claims: printed numbers without one of ours beside them, and the papers' contradictions."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from companion.report.tables import entries, evidence, label, values_of
 
 
 def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The papers' numbers without a partner of ours, by artefact: how many of how many, and why, as far as the files tell."""
+    """The papers' numbers without one of ours beside them, by artefact: how many of how many, and why, as far as the files tell."""
     found = []
     for artefact, entry in entries().items():
         if entry.get("unit") is None:
@@ -31,7 +31,7 @@ def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def known_faults() -> list[dict[str, str]]:
-    """What published.yaml says of each paper's gaps and contradictions: artefact, paper, said, evidence in words."""
+    """What published.yaml says about each paper's gaps and contradictions: artefact, paper, said, evidence in words."""
     return [
         {"artefact": artefact, "paper": _paper(entry), "said": each["said"], "evidence": evidence(each["evidence"])}
         for artefact, entry in entries().items()
@@ -49,5 +49,5 @@ def _absent(artefact: str, entry: dict[str, Any], count: int, total: int, why: s
 
 
 def _csv(run: dict[str, Any], artefact: str) -> Path | None:
-    """Where this scale keeps the rows of a table."""
+    """The file in which this scale keeps the rows of a table."""
     return next((paths.REPORTS / run["scale"]).rglob(f"tables/{artefact}.csv"), None)

@@ -1,4 +1,4 @@
-"""Grids of images, in columns or in rows, and what is said above them as rows of a CSV."""
+"""Grids of images, in columns or in rows, and their titles as rows of a CSV."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from companion.report.shown import write
 
 
 def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
-    """One column a name, one row an image (3, H, W), uint8 or in [0, 1]; above each image its title, if it has one."""
+    """One column per name, one row per image (3, H, W), uint8 or in [0, 1]; above each image its title, if it has one."""
     count, room = min(map(len, columns.values())), 0.2 if titles else 0.0
     drawing, axis = _grid([[images[row] for images in columns.values()] for row in range(count)], room)
     axis.set_xticks([column + 0.5 for column in range(len(columns))], [*map(plain, columns)])
@@ -25,7 +25,7 @@ def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[st
 
 
 def in_rows(rows: Mapping[str, Sequence], names: Sequence[str] = ()) -> Figure:
-    """One row a name, one column an image (3, H, W), uint8 or in [0, 1]; above each column its name, if it has one."""
+    """One row per name, one column per image (3, H, W), uint8 or in [0, 1]; above each column its name, if it has one."""
     count = min(map(len, rows.values()))
     drawing, axis = _grid([images[:count] for images in rows.values()], 0.0)
     axis.set_yticks([row + 0.46 for row in range(len(rows))], [*map(plain, rows)])
@@ -43,7 +43,7 @@ def pixels(pictures: Mapping[str, Sequence], *, artefact: str) -> None:
 
 
 def rows(titles: Mapping[str, Sequence[str]], names: Sequence[str]) -> pd.DataFrame:
-    """One row an image: its name, the panel, what the panel is titled with."""
+    """One row per image: its name, the panel, the panel's title."""
     return pd.DataFrame(
         {"image": name, "panel": panel, "title": said[number]}
         for panel, said in titles.items()
@@ -52,7 +52,7 @@ def rows(titles: Mapping[str, Sequence[str]], names: Sequence[str]) -> pd.DataFr
 
 
 def _grid(lines: Sequence[Sequence], room: float) -> tuple[Figure, Axes]:
-    """Images in unit squares with `room` above each, on one axes: laying out an axes an image would take seconds."""
+    """Images in unit squares with `room` above each, on one axes: laying out one axes per image would take seconds."""
     wide, high = len(lines[0]), len(lines) * (1 + room)
     drawing, axis = plt.subplots(figsize=(1.35 * wide, 1.35 * high + 0.3))
     for row, line in enumerate(lines):

@@ -32,7 +32,7 @@ PREAMBLE = (
 
 
 def scale_index(run: dict[str, Any]) -> Path:
-    """Write the contents of one scale: the claims, per paper its artefacts, then the groundwork. What is not made has no link."""
+    """Write the contents of one scale: the claims, each paper's artefacts, the groundwork. What is not made yet has no link."""
     target = paths.REPORTS / run["scale"] / "index.html"
     papers = groupby(pages := sections(), key=lambda page: page.companion["paper"])
     stages = groupby(groundwork(run), key=lambda page: page.stage)
@@ -67,7 +67,7 @@ def scale_index(run: dict[str, Any]) -> Path:
 
 
 def ledger(run: dict[str, Any]) -> dict[str, list["Verdict"]]:
-    """The verdict on every claim, by paper; a control of ours stands with the paper that it controls."""
+    """The verdict on every claim, by paper; a control of ours is listed with the paper that it controls."""
     from companion.claims import entries, judge  # imports pandas, which running a notebook does without
     from companion.study import brought
 
@@ -79,7 +79,7 @@ def ledger(run: dict[str, Any]) -> dict[str, list["Verdict"]]:
 
 
 def seeds(run: dict[str, Any]) -> str:
-    """How many networks stand behind each row: a sentence."""
+    """How many networks are behind each row, in a sentence."""
     counts = [len(group.get("seeds", [0])) for group in run["networks"].values()]
     several = sum(count > 1 for count in counts)
     if not several:
@@ -88,7 +88,7 @@ def seeds(run: dict[str, Any]) -> str:
 
 
 def all_tables(run: dict[str, Any]) -> Path:
-    """Write tables.tex: one LaTeX document of every table that is made, in the order of the contents."""
+    """Write tables.tex: one LaTeX document with every table that has been made, in the order of the contents."""
     target = paths.REPORTS / run["scale"] / "tables.tex"
     names = [f"{page.folder}/tables/{artefact}" for page in sections() for artefact in page.companion["artefacts"]]
     inputs = [f"\\input{{{name}}}\n\\clearpage" for name in names if (target.parent / f"{name}.tex").exists()]

@@ -1,4 +1,4 @@
-"""The first page, reports/index.html: what each paper claims, what was found, how sure that is; of every scale there is."""
+"""The first page, reports/index.html: what each paper claims, what was found and how certain that is, for every scale there is."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a paper's main claims: the scale that tells, its verdicts, each in a sentence, and how sure that is."""
+    """What became of a paper's main claims: the scale that decides, its verdicts, each in a sentence, and how certain that is."""
 
     scale: Scale
     verdicts: tuple["Verdict", ...]
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def render() -> Path:
-    """Write reports/index.html. With no report yet it says so; each statement is of the scale that says most about it."""
+    """Write reports/index.html. Without any report it says so; each statement is from the scale that says most about it."""
     from companion.report.gaps import known_faults  # imports pandas, which running a notebook does without
 
     target, found = paths.REPORTS / "index.html", scales()
@@ -83,7 +83,7 @@ def render() -> Path:
 
 
 def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
-    """Of the scale that says most, where one of these claims was tested; None where none was."""
+    """The outcome at the scale that says most, among those that tested one of these claims; None if none did."""
     for scale in found:
         verdicts = tuple(scale.verdicts[id] for id in claims if id in scale.verdicts)
         if any(verdict.comparisons for verdict in verdicts):
@@ -92,7 +92,7 @@ def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
 
 
 def judged(found: Sequence[Scale]) -> Iterator[tuple[Scale, str, "Verdict"]]:
-    """Every claim with its verdict at each scale that tested it; at the first one, where none did."""
+    """Every claim with its verdict at each scale that tested it; at the first scale if none did."""
     for id in found[0].verdicts if found else ():
         tested = [scale for scale in found if scale.verdicts[id].comparisons]
         yield from ((scale, id, scale.verdicts[id]) for scale in tested or found[:1])
@@ -133,7 +133,7 @@ def whole(number: float) -> str:
 def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
     """How far to trust these verdicts, in a word, and why: photographs or digits, seeds, images, and whether all agree.
 
-    Low on digits. Else high with several seeds and no open comparison, moderate with one of the two, low with neither."""
+    Low on digits; otherwise high with several seeds and no open comparison, moderate with one of the two, low with neither."""
     from companion.claims import EXACT  # imports pandas
 
     every = [each for verdict in verdicts for each in verdict.comparisons]
@@ -167,7 +167,7 @@ def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
 
 
 def abstract(found: Sequence[Scale]) -> dict[str, Any] | None:
-    """The picture across the page: an image, its perturbation and the new class; what the index says if told which label."""
+    """The picture across the page: an image, its perturbation and the new class, and what the index says for each given label."""
     for scale in found:
         rows = scale.rows("kim-given-label")
         if rows.empty:
@@ -194,7 +194,7 @@ def _told(told: dict[str, Any], scale: Scale) -> str:
 
 
 def _pictures(scale: Scale) -> list[dict[str, str]]:
-    """The images of Kim et al.'s Fig. 4 as the page holds them, with what stands above each."""
+    """The images of Kim et al.'s Fig. 4 as the page holds them, with the title of each."""
     import pandas as pd
 
     titles = scale.find("kim-figure-4.csv")
@@ -219,7 +219,7 @@ def strip(verdicts: Sequence["Verdict"]) -> list[tuple[str, int]]:
 
 
 def sureness(found: Sequence[Scale]) -> list[tuple[str, list[list[str]]]]:
-    """What stands behind the numbers: for each row, of every scale, one line or several."""
+    """What is behind the numbers: for each row, one line or several from every scale."""
     return [(name, [tell(scale) for scale in found]) for name, tell in SURE.items()]
 
 
@@ -259,7 +259,7 @@ def _radii(scale: Scale) -> list[str]:
 
 
 def _clean(scale: Scale) -> list[str]:
-    """Clean accuracy of some rows beside the paper's, of another dataset where it has no such value."""
+    """Clean accuracy of some rows beside the paper's, which is on another dataset if it has no such value."""
     import pandas as pd
 
     from companion.report.tables import label
@@ -303,7 +303,7 @@ SURE = {
 
 
 def figure(artefact: str, claim: str, found: Sequence[Scale], homes: dict[str, str]) -> dict[str, str] | None:
-    """A figure of the scale that says most, its address, and the finding of `claim` as its caption."""
+    """A figure from the scale that says most, its address, and the finding of `claim` as its caption."""
     for scale in found:
         if path := thumbnail(artefact, [scale]):
             verdict = scale.verdicts.get(claim)

@@ -27,7 +27,7 @@ from robust_features.settings import UserError
 
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
 MISSING = {r"{aligned}": "{align*}", r"\arg\max": r"\operatorname{arg}\max", r"\arg\min": r"\operatorname{arg}\min"}
-MISSING |= {r"\mathbb{1}": "𝟙", r"\mathbb 1": "𝟙"}  # what latex2mathml does not know, written as it does
+MISSING |= {r"\mathbb{1}": "𝟙", r"\mathbb 1": "𝟙"}  # what latex2mathml does not know, written as its own table is
 HEADING = re.compile(r'((?P<open><h1[^>]*>).*?(?P<anchor> <a [^>]*class="anchor".*?</h1>))')
 SWITCH = '\n<p class="switches"><label><input type="checkbox" id="show-code"> Show all code</label></p>'
 ANCHOR = re.compile(r'(?<=<h\d )id="([^"]*)">(.*?) <a ([^>]*)href="#\1"([^>]*)>#</a>')
@@ -43,7 +43,7 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
         config=Config({"NbConvertBase": {"display_data_priority": SHOWN}}),
     )
     body, _ = exporter.from_notebook_node(notebook)
-    body = _own_anchors(body.replace("<pre>", '<pre tabindex="0">'))  # what may scroll can be reached by keys
+    body = _own_anchors(body.replace("<pre>", '<pre tabindex="0">'))  # what may scroll must be reachable by keys
     body = _folded(body)
     if page and page.companion:
         body, more = _topped(body, target, run, page)
@@ -57,7 +57,7 @@ def render(notebook: NotebookNode, target: Path, *, run: dict[str, Any], page: P
 
 
 def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[str, dict[str, Any]]:
-    """The page with its top: the finding at this scale for a heading, or the notebook's question while it is open."""
+    """The page with its top: the finding at this scale as heading, or the notebook's question while it is open."""
     from companion.claims import entries, judge  # imports pandas
     from companion.study import brought
 
@@ -65,7 +65,7 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
     verdict = judge(entries()[about["key"]], target.parent, without=brought(run)) if "key" in about else None
     artefact, finding = about.get("figure", ""), ""
     if verdict and 2 * max(verdict.count("for"), verdict.count("against")) > len(verdict.comparisons):
-        finding = verdict.finding.partition(";")[0]  # of most comparisons; else the question stays
+        finding = verdict.finding.partition(";")[0]  # if it is that of most comparisons; else the question stays
     drawn = thumbnail(artefact, [scale]) if artefact else ""
     top = TEMPLATES.get_template("top.html.j2").render(
         finding=finding,
@@ -87,7 +87,7 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
 
 
 def _folded(body: str) -> str:
-    """The cells between the first words and the next in one fold: the set-up, which few readers want to see."""
+    """The cells between the first prose and the next, in one fold: the set-up, which few readers want to see."""
     first, found, rest = body.partition("</div>\n<section")
     setup, prose, after = f"{found.removeprefix('</div>')}{rest}".partition('<div class="prose">')
     if not found or not prose or first.count('<div class="prose">') != 1:
@@ -98,7 +98,7 @@ def _folded(body: str) -> str:
 def markdown(
     source: str, attachments: Mapping[str, Mapping[str, str]] | None = None, *, folder: Path | None = None
 ) -> str:
-    """Markdown as HTML; images that were pasted into it, or lie in `folder`, go into the page.
+    """Markdown as HTML; images that were pasted into it, or are in `folder`, go into the page.
 
     Raises UserError for an equation that cannot be shown, and for a pasted image that is missing."""
     return MarkdownWithMath(Renderer(attachments or {}, folder)).render(source)
@@ -117,7 +117,7 @@ def mathml(latex: str, *, display: bool) -> str:
 
 
 def _own_anchors(body: str) -> str:
-    """Every heading with an anchor of its own: one that an artefact or a heading above has, or an empty one, gets a number."""
+    """Give every heading its own anchor: one that an artefact or an earlier heading has, or an empty one, gets a number."""
     taken = {"main", "search", *re.findall(r'\bid="([^"]+)"', ANCHOR.sub("", body))}
 
     def own(found: re.Match[str]) -> str:
@@ -162,7 +162,7 @@ class Renderer(IPythonRenderer):
         return re.sub(r'(<img\b[^>]*?\bsrc=")([^"]+)', lambda found: found[1] + self._inside(found[2]), html)
 
     def _inside(self, url: str) -> str:
-        """The image itself, of a pasted one or of a file; else its address as it is."""
+        """The image itself, if it was pasted or is a file; else its address unchanged."""
         name = unquote(url.removeprefix("attachment:"))
         if url.startswith("attachment:"):
             if name not in self.pasted:

@@ -1,4 +1,4 @@
-"""Results that cost more than minutes are committed: reports/published/<scale>/, with a manifest of what they are."""
+"""Results that took more than minutes are committed: reports/published/<scale>/, with a manifest that describes them."""
 
 import json
 import re
@@ -59,8 +59,8 @@ def _within(html: str, page: Path) -> str:
 
 
 def _deeper(html: str) -> str:
-    """A page one folder further down: its way to the first page; it keeps no links to other scales, which may not be there."""
+    """A page one folder further down: its link to the first page; links to other scales, which may not be there, are removed."""
     html = html.replace(
         'data-home href="', 'data-home="published" href="../'
-    )  # once, though published again with others
+    )  # once, even if it is published again with others
     return re.sub(r'<nav class="switch".*?</nav>\n', "", html, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The reports that there are, by scale: run here or published; where each keeps its rows, its pages and its verdicts."""
+"""The reports that there are, by scale, run here or published: where each keeps its rows, its pages and its verdicts."""
 
 import json
 import re
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from companion.claims import Verdict
 
-ORDER = ("paper", "gpu", "photographs")  # the larger, the more a result says; digits, and scales of a reader, come last
-TOYS = ("digits",)  # kinds of datasets that say nothing of photographs
+ORDER = ("paper", "gpu", "photographs")  # larger scales first, which say more; digits, and a reader's scales, come last
+TOYS = ("digits",)  # kinds of datasets that say nothing about photographs
 FOOTER = re.compile(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>")
 
 
@@ -43,7 +43,7 @@ class Scale:
 
     @property
     def index(self) -> str:
-        """The address of its contents; empty where single sections were published."""
+        """The address of its contents; empty if single sections were published."""
         return f"{self.place}/index.html" if (self.folder / "index.html").exists() else ""
 
     @property
@@ -54,11 +54,11 @@ class Scale:
 
     @property
     def images(self) -> str:
-        """What its images are, in two words."""
+        """Its images, in two words."""
         return "handwritten digits" if self.toy else "photographs"
 
     def find(self, name: str) -> Path | None:
-        """A file of some page's tables/ or figures/."""
+        """A file in some page's tables/ or figures/."""
         return next(self.folder.rglob(name), None)
 
     def rows(self, artefact: str) -> "DataFrame":
@@ -73,7 +73,7 @@ class Scale:
         return next((f"{self.place}/{quote(name)}" for name in names if (self.folder / name).exists()), "")
 
     def address(self, section: str, artefact: str) -> str:
-        """The address of an artefact on its page; of the page, where it has no such anchor; empty without a page."""
+        """The address of an artefact on its page, or of the page if it has no such anchor; empty without a page."""
         page = self.page(section)
         return f"{page}#{artefact}" if page and f'id="{artefact}"' in self._text(page) else page
 
@@ -82,7 +82,7 @@ class Scale:
 
     @cached_property
     def verdicts(self) -> dict[str, "Verdict"]:
-        """The verdict on every claim. What was published before a claim asked for other columns has none on it."""
+        """The verdict on every claim; none on a claim that has asked for other columns since the report was published."""
         import pandas as pd
 
         from companion.claims import Verdict, entries, judge
@@ -100,7 +100,7 @@ class Scale:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """Commit, date, hardware: of what is published by its manifest, else by the footer of its newest page."""
+        """Commit, date, hardware: for a published report from its manifest, else from the footer of its newest page."""
         manifest = self.folder / "manifest.json"
         if manifest.exists():
             return json.loads(manifest.read_text("utf-8"))["provenance"]
@@ -111,7 +111,7 @@ class Scale:
 
 
 def scales() -> list[Scale]:
-    """Every scale that has a report, those first that say most; of one that was run here and published, the former."""
+    """Every scale that has a report, the most telling first; for one that was both run here and published, the former."""
     found = {scale.name: scale for scale in (*_found(published=True), *_found(published=False))}
     rank = {name: place for place, name in enumerate(ORDER)}
     return sorted(found.values(), key=lambda scale: (rank.get(scale.name, len(ORDER)), scale.name))
@@ -130,7 +130,7 @@ def _found(*, published: bool) -> Iterator[Scale]:
 
 
 def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings without the networks and images of papers that have no page in the folder: a scale is published by paper."""
+    """The settings without the networks and images of papers that have no page in the folder: scales are published by paper."""
     papers = {name.split("-")[1] for path in folder.glob("*-*") if (name := path.name)[0].isdigit()}
     networks = {name: group for name, group in run.get("networks", {}).items() if name.partition("/")[0] in papers}
     if not networks:
@@ -145,8 +145,8 @@ def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _resolved(name: str) -> dict[str, Any]:
-    """The settings of a scale that run.yaml is not of, as params.yaml has them now; only its name where it has none."""
+    """The settings, as params.yaml has them now, of a scale that is not in run.yaml; only its name if there are none."""
     try:
         return resolve(YAML(typ="safe").load(paths.PARAMS), name)
-    except (UserError, AttributeError, KeyError, TypeError):  # of a scale, or of a file, that is no more
+    except (UserError, AttributeError, KeyError, TypeError):  # the scale, or the file, no longer exists
         return {"scale": name, "title": name}

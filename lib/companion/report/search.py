@@ -13,7 +13,7 @@ HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a [^>]*class="anchor"|</h)'
 
 
 def entries(run: dict[str, Any], folder: Path) -> list[tuple[str, str, str, str]]:
-    """(name, what it shows, where it stands, address) of what the pages that are made in `folder` contain."""
+    """(name, what it shows, where it is, address) for everything on the pages made in `folder`."""
     found = [*_sections(folder), *_page(LIBRARY, "", folder)]
     found += [(page.title, "", "Groundwork", page.address) for page in groundwork(run)]
     return [entry for entry in found if (folder / unquote(entry[-1].partition("#")[0])).exists()]

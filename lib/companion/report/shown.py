@@ -20,14 +20,14 @@ MARKS |= {"open": "≈", "no such row": "?", "not run": "–"}
 
 
 def picture(folder: Path, artefact: str) -> str:
-    """Where a figure lies, seen from `folder`: the SVG, which follows the reader's theme, unless it is heavy; empty if nowhere."""
+    """A figure's path seen from `folder`: the SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
     found = {end: next(folder.rglob(f"{artefact}.{end}"), None) for end in ("svg", "png")}
     drawn = found["svg"] if found["svg"] and found["svg"].stat().st_size < HEAVY else found["png"]
     return drawn.relative_to(folder).as_posix() if drawn else ""
 
 
 def chip(word: str, count: int = 0) -> Markup:
-    """A verdict as HTML, the same on every page; with a `count`, of that many."""
+    """A verdict as HTML, the same on every page; with a `count`, for that many."""
     kind = word.replace(",", "").replace(" ", "-")
     said = f"{count} {word}" if count else word
     return Markup(f'<span class="chip {kind}"><b aria-hidden="true">{MARKS[word]}</b> {said}</span>')
@@ -53,7 +53,7 @@ class Conditions:
 
     @property
     def over(self) -> str:
-        """What a 95 % interval is of."""
+        """What a 95 % interval is over."""
         several = [count for count in self.seeds if count > 1]
         if not several:
             return "over test images of one training: another seed may move a value by more"
@@ -65,7 +65,7 @@ class Conditions:
         )
 
     def seeds_of(self, n: "Series") -> "Series":
-        """The seeds behind each row, by its n, which is their number where an interval is over seeds."""
+        """The seeds behind each row, by its n, which is their number if an interval is over seeds."""
         return n.where(n.isin([count for count in self.seeds if count > 1]), 1).astype("Int64")
 
 

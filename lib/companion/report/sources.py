@@ -1,4 +1,4 @@
-"""The source of library functions on a page: the method itself, where it is used."""
+"""The source of library functions on a page: the method itself, shown where it is used."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a user's machine would add to a kernel or a page, kept out: settings of Python, IPython, Jupyter and matplotlib."""
+"""Keeping out what a user's machine would add to a kernel or a page: settings of Python, IPython, Jupyter and matplotlib."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 
 from companion.paths import LIBRARY
 
-WARM = "COMPANION_WARM"  # names the socket of the process that kernels are forked from, where there is one
+WARM = "COMPANION_WARM"  # names the socket of the process that kernels are forked from, if there is one
 THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS")
 
 
 @contextmanager
 def apart(cache: Path) -> Iterator[Path]:
-    """The environment in which kernels run and pages are rendered, the same for every user; yields a folder that goes with it.
+    """The environment in which kernels run and pages are rendered, the same for every user; yields a folder that belongs to it.
 
     `cache` keeps matplotlib's list of fonts, which takes seconds to make; a home that cannot be written to is not needed."""
     before = dict(os.environ)
@@ -29,7 +29,7 @@ def apart(cache: Path) -> Iterator[Path]:
         ours |= {"PYTHONPATH": str(LIBRARY), "PYTHONUTF8": "1"}
         if (LIBRARY / "share" / "jupyter").is_dir():  # in a bundle, which has Jupyter beside the library
             ours["JUPYTER_PATH"] = str(LIBRARY / "share" / "jupyter")
-        ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other where cores are shared
+        ours.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin for work stall each other on shared cores
         try:
             _replace(ours)
             yield Path(folder)
@@ -38,9 +38,9 @@ def apart(cache: Path) -> Iterator[Path]:
 
 
 def channel(folder: Path) -> dict[str, str]:
-    """How to reach a kernel: through files in `folder`, or else, where these are impossible, through ports of this machine.
+    """How to reach a kernel: through files in `folder` or, if these are impossible, through ports of this machine.
 
-    A socket's name may have about a hundred bytes, which a long TMPDIR leaves no room for; some file systems have no sockets."""
+    A socket's name may have about a hundred bytes, which a long TMPDIR exceeds; some file systems have no sockets."""
     place = {"connection_file": f"{folder}/kernel"}
     try:
         with socket.socket(socket.AF_UNIX) as trial:

@@ -21,7 +21,7 @@ from robust_features.settings import UserError
 
 LABELS = YAML(typ="safe").load(Path(__file__).with_name("labels.yaml"))  # in the order of tables
 MEASURED = ("value", "low", "high", "n", "unit")
-EVIDENCE = {  # of what stands in published.yaml
+EVIDENCE = {  # what the tags in published.yaml mean
     "P": "printed in the paper",
     "C": "from the authors' public code or data",
     "C2": "from others' public code",
@@ -42,14 +42,14 @@ GREEK = dict(
 )
 LATEX = {sign: rf"$\{name}$" for sign, name in (MATH | GREEK).items()}
 LATEX |= {sign: rf"\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"} | {"−": "$-$", "–": "--"}
-LATEX |= {"^": r"\textasciicircum{}", "[": "{[}", "*": "{*}"}  # after the end of a row [ and * would belong to it
+LATEX |= {"^": r"\textasciicircum{}", "[": "{[}", "*": "{*}"}  # after the end of a row, [ and * would belong to it
 GLOSSARY = YAML(typ="safe").load(Path(__file__).with_name("landing.yaml"))["glossary"]
-NAMED = re.compile(r"<th([^>]*)>(Int|R|NR|Z_r|Z_nr)</th>")  # what tables define under the pointer
+NAMED = re.compile(r"<th([^>]*)>(Int|R|NR|Z_r|Z_nr)</th>")  # what tables define when pointed at
 SCROLL = '<div class="scroll" tabindex="0" style="overflow-x: auto">\n'  # a wide table scrolls, by keys too
 
 
 def label(value: object) -> str:
-    """What readers call an id: cifar10 → CIFAR-10; what has no label stays as it is."""
+    """What readers call an id: cifar10 → CIFAR-10; an id without a label stays as it is."""
     return LABELS.get(str(value), str(value))
 
 
@@ -88,7 +88,7 @@ def printed(artefact: str) -> DataFrame:
 
 
 def faults(artefact: str) -> str:
-    """What the paper leaves out or contradicts where it prints this artefact, as HTML, each with its evidence; often nothing."""
+    """What the paper leaves out or contradicts in this artefact, as HTML, each with its evidence; often nothing."""
     found = [
         f"{html_text(each['said'])} <i>({evidence(each['evidence'])})</i>"
         for each in entries().get(artefact, {}).get("faults", [])
@@ -98,7 +98,7 @@ def faults(artefact: str) -> str:
 
 
 def entries() -> dict[str, dict[str, Any]]:
-    """What published.yaml says of each artefact."""
+    """What published.yaml says about each artefact."""
     return YAML(typ="safe").load(paths.PUBLISHED)
 
 
@@ -121,7 +121,7 @@ def table(
 ) -> Shown:
     """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's, in its order.
 
-    `reference` names another dataset of the paper, whose values are shown once, apart, where there are none on one of
+    `reference` names another dataset of the paper, whose values are shown once, separately, if there are none on one of
     the study: {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
     {"network": {"WRN-10-1": "wrn28-10"}}.
     `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
@@ -136,7 +136,7 @@ def table(
         tidy["seeds"] = conditions.seeds_of(tidy["n"][: len(rows)])
     ours = tidy[: len(rows)]
     digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
-    measured = "<b>{}</b>" if paper["value"].notna().any() else "{}"  # where all is ours nothing needs to stand out
+    measured = "<b>{}</b>" if paper["value"].notna().any() else "{}"  # if all is ours, nothing needs to stand out
     about = "~" if paper["approximate"].any() else ""
     units = ours["unit"].unique() if "unit" in ours else ["%"]
 
@@ -144,7 +144,7 @@ def table(
         value, half = row["ours"], (row["high"] - row["low"]) / 2
         counted = row.get("unit", "%") == "%" and pd.notna(row["n"]) and row["n"] <= 1000
         rough = half > 0.1 if pd.notna(half) else counted
-        places = min(decimals, 1) if rough else decimals  # no decimals that so few images make meaningless
+        places = min(decimals, 1) if rough else decimals  # not more decimals than so few images allow
         text = measured.format(plain("–" if pd.isna(value) else f"{value:.{places}f}"))
         exact = pd.isna(row["n"]) and half == 0
         text += "" if pd.isna(half) or pd.isna(value) or exact else spread.format(plain(f"±{half:.{places}f}"))
@@ -215,7 +215,7 @@ def _printed(paper: DataFrame, dimension: str) -> list[str]:
 
 
 def _number(name: object) -> float:
-    """What a dimension's value comes to, 1/8 before 1/4; 0 where it is no number: such names keep the order they are met in."""
+    """The number in a dimension's value, 1/8 before 1/4; 0 if there is none: such names keep the order they are met in."""
     try:
         return float(Fraction(str(name)))
     except ValueError:
@@ -223,7 +223,7 @@ def _number(name: object) -> float:
 
 
 def _shown(ours: str, paper: str) -> str:
-    """What we have, and what it stands for where that is called otherwise: WRN-10-1 (for WRN-28-10)."""
+    """What we have, and what it stands for if that has another name: WRN-10-1 (for WRN-28-10)."""
     return ours if ours.startswith(paper) else f"{ours} (for {paper})"
 
 
@@ -264,7 +264,7 @@ def _notes(
     conditions: Conditions | None,
     columns: list[str],
 ) -> str:
-    """What stands under the table: how to read a cell, whose values the small ones are, what was not run."""
+    """The notes under the table: how to read a cell, whose values the small ones are, what was not run."""
     few, many = ours["n"].min(), ours["n"].max()
     over = f" {conditions.over}" if conditions else ""
     wide = (ours["high"] > ours["low"]) | ours["n"].notna() & ours["high"].notna()
@@ -297,7 +297,7 @@ def _notes(
 
 
 def _listing(values: Series, columns: list[str]) -> str:
-    """The paper's values alone, laid out as ours are as far as they have the same dimensions."""
+    """The paper's values alone, laid out like ours as far as they have the same dimensions."""
     flat = values.rename(index=label).rename("paper").rename_axis(index=lambda name: str(name).capitalize())
     across = [name.capitalize() for name in columns if name.capitalize() in flat.index.names]
     across = across if len(across) < flat.index.nlevels else across[1:]
@@ -323,7 +323,7 @@ def latex(text: str) -> str:
 
 
 def _typeset(letter: str) -> bool:
-    """ASCII, and what LaTeX's first fonts have besides: letters with an accent, and a few more."""
+    """ASCII, and what else LaTeX's basic fonts have: letters with an accent, and a few more."""
     if letter.isascii():
         return letter.isprintable()
     return letter in "ßæœøÆŒØ" or letter <= "ſ" and unicodedata.normalize("NFD", letter)[0].isascii()
