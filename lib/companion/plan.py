@@ -30,7 +30,7 @@ from robust_features.networks import NetworkSettings, build, label
 from robust_features.settings import UserError
 from robust_features.training import Training
 
-COUNTED = "gpu"  # the scale whose minutes are counted, wherever it is asked for
+COUNTED = "gpu"  # the scale whose minutes are counted, on whatever machine
 About = tuple[str, str, NetworkSettings, int]  # the first four of Work
 ABOUT = 17_000, 1_700  # training and test images if only reading them tells: nine groups of Tiny-ImageNet
 SURVIVORS = {
@@ -43,7 +43,7 @@ CLASSES, BATCH, ROUNDS = 10, 100, 3  # of the networks and the batches that are 
 
 @dataclass(frozen=True)
 class Work:
-    """Equal calls of one network, or of its head alone, in a stage: so many batches, and images in all of them."""
+    """Equal calls of one network, or of its head alone, in a stage: the number of batches, and of images in all of them."""
 
     stage: str
     record: str  # what is trained, attacked or made by it
@@ -57,7 +57,7 @@ class Work:
 
     @property
     def passes(self) -> float:
-        """Of an image, forward and back."""
+        """Passes of an image, forward and back."""
         return self.images * (FORWARD if self.kind == "forward" else 1)
 
 
@@ -87,7 +87,7 @@ def passes(attack: Attack, surviving: float = 1.0, classes: int = CLASSES) -> fl
 
 
 def attacked(about: About, attack: Attack, images: int, surviving: float) -> Iterator[Work]:
-    """An attack on so many images; a batch goes on to the last step as long as one of its images is not fooled."""
+    """An attack on this many images; a batch goes on to the last step as long as one of its images is not fooled."""
     precision = evaluation.crafted_in(attack, nn.Identity(), Hardware(torch.device("cuda"), "bf16"))
     for part in attack.parts if attack.kind == "autoattack" else (attack,):
         if part.kind == "square":
@@ -99,7 +99,7 @@ def attacked(about: About, attack: Attack, images: int, surviving: float) -> Ite
 
 
 def trained(about: About, model: Training, images: int, validation: int) -> Iterator[Work]:
-    """A whole training on so many images, and what is watched."""
+    """A whole training on this many images, and what is watched."""
     inner = 0 if model.objective.kind == "standard" else model.objective.attack.steps
     outer = 2 if model.objective.kind in ("trades", "trades-kim", "mart") else 1
     seen, batches, watched = (
@@ -185,7 +185,7 @@ def plan(run: Run) -> pd.DataFrame:
 
 
 def counted(run: Run) -> pd.DataFrame:
-    """A row a heavy stage, in the order of params.yaml: networks, million passes, TFLOP, minutes on one GPU as counted."""
+    """One row per heavy stage, in the order of params.yaml: networks, million passes, TFLOP, minutes on one GPU as counted."""
     costs: dict[tuple[str, int, Kind], roofline.Cost] = {}
     rows = []
     for work in works(run):
@@ -211,7 +211,7 @@ def needs(run: Run, paper: str) -> tuple[list[str], list[str]]:
 
 
 def subtotals(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a paper, of the rows of `counted`: its stages, TFLOP, and minutes: of work, to start and to read, of sections, all."""
+    """One row per paper, from `counted`: its stages, TFLOP, and minutes: of work, to start and to read, of sections, all."""
     found = {}
     for paper in dict.fromkeys(_paper(name) for name in run.networks):
         stages, data = needs(run, paper)
@@ -224,7 +224,7 @@ def subtotals(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_stage(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sums a stage; of networks, how many."""
+    """Sums per stage; for networks, how many."""
     sums = {name: "nunique" if name == "networks" else "sum" for name in rows.columns[1:]}
     return rows.groupby("stage", sort=False).agg(sums)
 
@@ -248,12 +248,12 @@ def _batches(count: int, size: int = evaluation.BATCH) -> int:
 
 
 def _each(recipe: Recipe) -> int:
-    """How many images are made of one."""
+    """How many images are made from one."""
     return CLASSES if getattr(recipe.make, "targets", "") == "every" else 1
 
 
 def _read(run: Run, name: str) -> tuple[Source, int]:
-    """The dataset that a constructed one is made of, and how many images of one; of others itself, and 1."""
+    """The dataset that a constructed one is made from, and how many images from one; for others itself, and 1."""
     for key, entry in run.constructed.items():
         for set_name, recipe in entry.sets.items():
             if f"{name}/".startswith(f"{key}/{set_name}/"):
@@ -262,7 +262,7 @@ def _read(run: Run, name: str) -> tuple[Source, int]:
 
 
 def _paper(name: str) -> str:
-    """Of a group, an entry or its stage: networks@kim/vgg16 is of kim."""
+    """The paper of a group, an entry or its stage: networks@kim/vgg16 belongs to kim."""
     return name.rpartition("@")[2].partition("/")[0]
 
 

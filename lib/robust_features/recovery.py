@@ -116,8 +116,8 @@ def course(
 ) -> list[dict[str, str | int | float]]:
     """How much the hidden layer depends on images and labels before training and after every epoch, by each estimate.
 
-    A row an epoch, estimate and side: HSIC of the first `batch` test images, divided by the root of the product of the two
-    kernels' own, so that 1 is the most there is and the size of the layer's outputs counts for nothing.
+    One row per epoch, estimate and side: HSIC of the first `batch` test images, divided by the root of the product of the two
+    kernels' own, so that 1 is the maximum and the size of the layer's outputs does not matter.
     """
     x, y, rows = as_float(tests.images[:batch]), tests.labels[:batch], []
 

@@ -19,7 +19,7 @@ def publish(
 ) -> Path:
     """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
 
-    `source` is another folder to copy, `lock` the entries of dvc.lock that tell which code, settings and data it was made of.
+    `source` is another folder to copy, `lock` the entries of dvc.lock that tell from which code, settings and data it was made.
     Raises UserError if there is no report yet."""
     source, target = source or paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
     if not any(source.glob("*")):
@@ -39,8 +39,8 @@ def publish(
 
 
 def locked(project: Path) -> dict[str, Any]:
-    """dvc.lock of a project, but for stages that are not up to date, and those that the chosen scale does not have."""
-    from dvc.repo import Repo  # seconds to import
+    """dvc.lock of a project, except for stages that are not up to date, and those that the chosen scale does not have."""
+    from dvc.repo import Repo  # takes seconds to import
 
     with Repo(str(project)) as repo:
         finished = {stage.addressing for stage in repo.index.stages} - {*repo.status()}
