@@ -173,7 +173,7 @@ Q = "scales.quick"
         ("encoding: 64", "encoding: 0", r"vib needs the stage 'encoding'"),
         ("images: [pgd]\n  xu/layers", "images: [pdg]\n  xu/layers", r"networks\.xu/plain\.images: no attack 'pdg'; did you mean 'pgd"),
         ("by: eps-0, batch_size: 1000, make: {kind: relabelled, targets: next", "by: eps-00, batch_size: 1000, make: {kind: relabelled, targets: next", r"constructed\.springer/main\.sets\.neg\.by: no member 'eps-00'; did you mean 'eps-0'"),
-        ("d-det: ilyas/main/next", "d-det: ilyas/main/nex", r"networks\.ilyas/trained\.each\.dataset\.d-det: no dataset 'ilyas/main/nex'; did you mean 'ilyas/main/next"),
+        ("d-det: ilyas/main/next", "d-det: ilyas/main/nex", r"networks\.ilyas/relabelled\.each\.dataset\.d-det: no dataset 'ilyas/main/nex'; did you mean 'ilyas/main/next"),
         ("sources: ilyas/sources", "sources: ilyas/source", r"transfers\.ilyas/main\.sources: no group of networks 'ilyas/source'; did you mean"),
         ("width: 1, dropout: 0.0", "width: 1, dropout: 1.5", r"dropout: .*less than or equal to 1, found 1\.5"),
         ("learning_rate: 0.1}, schedule: {every: 6}", "learning_rate: .nan}, schedule: {every: 6}", r"optimiser\.learning_rate: .*finite"),

@@ -82,7 +82,7 @@ def test_a_caption_names_network_data_epochs_seeds_and_the_ball_and_steps_of_att
     assert (
         f"({model.epochs} epochs)" in text and f"L∞ ≤ {pgd.epsilon:.4g}" in text and f"PGD ({pgd.steps} steps)" in text
     )
-    learnt = conditions(run, "ilyas/trained", attacks=["l2"]).text
+    learnt = conditions(run, "ilyas/relabelled", attacks=["l2"]).text
     ordinary = label(run.constructed["ilyas/main"].dataset)
     assert f"the set random of {ordinary}" in learnt and f"on {ordinary}: PGD, L2" in learnt, (
         "it is tested on ordinary images"
