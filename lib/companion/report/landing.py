@@ -87,7 +87,8 @@ def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
     for scale in found:
         verdicts = tuple(scale.verdicts[id] for id in claims if id in scale.verdicts)
         if any(verdict.comparisons for verdict in verdicts):
-            return Outcome(scale, verdicts, tuple(map(sentence, verdicts)), confidence(verdicts, scale))
+            said = tuple(sentence(each) or f"Not run at this scale yet: {each.entry.claim}." for each in verdicts)
+            return Outcome(scale, verdicts, said, confidence(verdicts, scale))
     return None
 
 
