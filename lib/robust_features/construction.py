@@ -156,9 +156,8 @@ class Null(Relabelled):
         """Images in [0, 1], moved as `control` says."""
         if self.control == "shuffled":
             return super().move(outputs, distance, start, keys)
-        direction = noise.normal(noise.derived(keys, 0), start.shape[1:])
-        length = l2(direction).view(-1, *[1] * (start.dim() - 1))
-        return (start + self.epsilon * direction / length).clamp(0, 1)
+        direction = Ball("l2", self.epsilon).steepest(noise.normal(noise.derived(keys, 0), start.shape[1:]))
+        return (start + self.epsilon * direction).clamp(0, 1)
 
 
 Construction = Annotated[Robustified | Relabelled | Null, Field(discriminator="kind")]
