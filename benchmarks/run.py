@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
 from benchmarks.works import Outcome, Work, prepare, works
+from companion import pipeline
 from companion.datasets import ImageSet
-from companion.paths import ROOT
 from robust_features.files import atomic
 from robust_features.hardware import Hardware, HardwareSettings, choose
 
@@ -108,7 +108,10 @@ def versions() -> dict[str, str]:
 def commit(folder: Path) -> str:
     """The commit of a checkout, marked where its files differ from it."""
     git = ["git", "-C", str(folder)]
-    said = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
+    try:
+        said = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
+    except FileNotFoundError:  # on a machine without git
+        return ""
     return said.stdout.strip()
 
 
@@ -129,7 +132,7 @@ def main() -> None:
     hardware = choose(HardwareSettings(device=options.device, threads=options.threads))
     gpu = hardware.device.type == "cuda"
     width = options.width or (1.0 if gpu else 0.125)
-    facts = {"hardware": machine(hardware), "versions": versions(), "commit": commit(ROOT), "width": width}
+    facts = {"hardware": machine(hardware), "versions": versions(), "commit": pipeline.commit(), "width": width}
     facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "load_before": round(os.getloadavg()[0], 1)}
     begun, bench, rows = perf_counter(), prepare(hardware, width), []
     facts["hardware"]["precision"] = hardware.precision_of(bench.network)

@@ -23,6 +23,8 @@ from robust_features.regularisers import IBRAR
 
 EPSILON, STEP = 0.2, 0.046  # of the digits; the step is Kim et al.'s, 2.3 epsilon over ten steps
 BATCH = 100  # both sides' batch, the one of Kim et al.'s code
+ON_A_GPU = 1000  # both sides' batch of an attack there: fewer do not fill it
+COPIES = {"epoch": 20, "pgd": 10}  # of the images there, so that a call takes long enough to be timed
 C = 10.0  # of CW and of the four attacks; Kim et al. have 0.1, for photographs
 FOUR = {"NRF": ("nonrobust", "raise"), "NRF2": ("nonrobust", "lower")}
 FOUR |= {"RF": ("robust", "raise"), "RF2": ("robust", "lower")}
@@ -45,6 +47,15 @@ class Bench:
     test: ImageSet
     hardware: Hardware
     vgg: VGG16
+
+    @property
+    def gpu(self) -> bool:
+        return self.hardware.device.type == "cuda"
+
+    @property
+    def batch(self) -> int:
+        """Both sides' batch of an attack."""
+        return ON_A_GPU if self.gpu else BATCH
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ def prepare(hardware: Hardware, width: float, report: Callable[[str], None] = pr
     splits = datasets.read(Digits(size=32, train=700, validation=97, test=1000), seed=0)
     inner = {n: ImageSet(s.images.clamp(3, 252), s.labels, s.classes, s.name) for n, s in splits.items()}
     vgg = VGG16(width=width)
-    how = settings(vgg, steps=3, epochs=8, batch_size=32, learning_rate=0.1, flip=False)
+    how = settings(vgg, steps=3, epochs=8, batch_size=32, learning_rate=0.0125 / width, flip=False)
     network = training.train(inner, how, hardware=hardware, report=report).network.requires_grad_(True)
     plain = deepcopy(network).to(memory_format=torch.contiguous_format)
     return Bench(network, plain, inner["train"], inner["test"], hardware, vgg)
@@ -95,7 +106,9 @@ def prepare(hardware: Hardware, width: float, report: Callable[[str], None] = pr
 
 def works(bench: Bench) -> list[Work]:
     """All works, cheapest first."""
-    test, short = bench.test, bench.test.take(slice(200))
+    test, short = bench.test, bench.test.take(slice(ON_A_GPU if bench.gpu else 200))
+    many = test.take(torch.arange(len(test)).repeat(COPIES["pgd"] if bench.gpu else 1))
+    epoch = bench.train.take(torch.arange(len(bench.train)).repeat(COPIES["epoch"] if bench.gpu else 1))
     hundred, step = bench.test.take(slice(100)), {"epsilon": EPSILON, "step_size": STEP, "steps": 10}
     pgd, first = PGD(**step), {"note": "ours lets an image rest at its first misclassified iterate"}
     torch_pgd = _peer(bench, peers.torchattack, "PGD", eps=EPSILON, alpha=STEP, steps=10)
@@ -103,10 +116,11 @@ def works(bench: Bench) -> list[Work]:
     torch_apgd = _peer(bench, peers.torchattack, "APGD", eps=EPSILON, steps=50)
     our_apgd = _lazy(bench, lambda: attacks.APGD(epsilon=EPSILON, steps=50))
     return [
-        Work("PGD-10, robust accuracy", "torchattacks", (3, 5), test, keep_first, torch_pgd, **first),
-        Work("PGD-10, robust accuracy", "foolbox", (3, 5), test, keep_first, _peer(bench, peers.foolbox_pgd, **step), **first),
-        Work("PGD-10, same steps for every image", "torchattacks", (3, 5), test, _lazy(bench, lambda: pgd), torch_pgd),
-        Work("PGD-10 training epoch", "Kim et al.", (3, 10), bench.train, _our_epoch(bench), _their_epoch(bench), warm=200,
+        Work("PGD-10, robust accuracy", "torchattacks", (3, 5), many, keep_first, torch_pgd, **first),
+        Work("PGD-10, robust accuracy", "foolbox", (3, 5), many, keep_first, _peer(bench, peers.foolbox_pgd, **step), **first),
+        Work("PGD-10, same steps for every image", "torchattacks", (3, 5), many, _lazy(bench, lambda: pgd), torch_pgd),
+        Work("PGD-10 training epoch", "Kim et al.", (3, 10), epoch, _our_epoch(bench), _their_epoch(bench),
+             warm=200, rounds=1 if bench.gpu else 3,
              note="each side draws its own order, crops, flips and starts"),
         Work("distillation, 200 steps", "Kim et al.", (10, 50), test, _our_sigma(bench), _their_sigma(bench), rounds=1,
              note="from images to channel indices, the threshold over batches of 100 as in their code"),
@@ -144,7 +158,7 @@ def robust_accuracy(predictions: Tensor, labels: Tensor, linf: Tensor | None = N
 def _lazy(bench: Bench, attack: Callable[[], object]) -> Callable[[ImageSet], Outcome]:
     def ours(images: ImageSet) -> Outcome:
         made = attack()
-        found = attack_all(made, bench.network, images, hardware=bench.hardware, seed=0, batch_size=BATCH)
+        found = attack_all(made, bench.network, images, hardware=bench.hardware, seed=0, batch_size=bench.batch)
         bounded = not isinstance(made, CarliniWagner)
         return {"accuracy": robust_accuracy(found.predictions, images.labels, found.linf if bounded else None)}
 
@@ -165,7 +179,7 @@ def _peer(bench: Bench, attack: Callable[..., Tensor], *names: str, **options: o
 def _attack_with(attack: Callable[[Tensor, Tensor], Tensor], bench: Bench, images: ImageSet, net=None) -> float:
     """Robust accuracy under a peer's attack, a batch at a time, as a script around it would do."""
     predictions = []
-    for batch, labels in zip(images.images.split(BATCH), images.labels.split(BATCH), strict=True):
+    for batch, labels in zip(images.images.split(bench.batch), images.labels.split(bench.batch), strict=True):
         clean = (batch.to(bench.hardware.device).float() / 255).contiguous()
         adversarial = attack(clean, labels.to(bench.hardware.device))
         with torch.no_grad():
@@ -179,7 +193,7 @@ def _our_epoch(bench: Bench) -> Callable[[ImageSet], Outcome]:
     def ours(images: ImageSet) -> Outcome:
         splits = {"train": images, "validation": images.take(slice(2))}
         trained = training.train(splits, how, hardware=bench.hardware, report=lambda line: None)
-        return {"loss": float(trained.history["loss"].iloc[-1])}
+        return {"loss": trained.history[-1]["loss"]}
 
     return ours
 

@@ -90,7 +90,8 @@ def test_with_a_threshold_per_image_nothing_depends_on_the_batch(network, shape,
     labels, settings = torch.arange(10) % 2, Bottleneck(steps=30)
     whole = run(z, labels, settings, network)
     for size in (1, 3, 10):
-        monkeypatch.setattr("robust_features.bottleneck.CHUNK", size)
+        monkeypatch.setattr("robust_features.hardware.BATCH", size)
+        monkeypatch.setattr("robust_features.bottleneck.CHUNK", 1)
         parts = run(z, labels, settings, network)
         torch.testing.assert_close(parts.sigma, whole.sigma, rtol=1e-3, atol=1e-4)
         assert torch.equal(parts.robust, whole.robust)

@@ -114,6 +114,7 @@ def cuda(monkeypatch):
     )  # of a network, of one mode
     slopes = lambda of, at, **options: (torch.zeros_like(at),)  # noqa: E731  # autograd's engine asks the device itself
     monkeypatch.setattr(torch.autograd, "grad", slopes)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     with FakeTensorMode() as mode:
         try:
             torch.zeros(1, device="cuda") + 1

@@ -51,10 +51,10 @@ def test_every_heavy_stage_of_a_scale_is_in_its_plan():
 
 def test_batches_of_images_that_are_not_fooled_go_on_to_the_last_step():
     attack = PGD(epsilon=0.1, step_size=0.05, steps=20, until="fooled")
-    (work,) = plan.attacked(ABOUT, attack, images=1000, surviving=0.05)
-    assert (work.images, work.calls, work.precision) == (1000, 4 * 20, "fp32")
-    (until_the_end,) = plan.attacked(ABOUT, PGD_3, images=1000, surviving=0.05)
-    assert (until_the_end.images, until_the_end.calls, until_the_end.precision) == (3000, 4 * 3, "bf16")
+    (work,) = plan.attacked(ABOUT, attack, images=4000, surviving=0.05)
+    assert (work.images, work.calls, work.precision) == (4000, 4 * 20, "fp32")
+    (until_the_end,) = plan.attacked(ABOUT, PGD_3, images=4000, surviving=0.05)
+    assert (until_the_end.images, until_the_end.calls, until_the_end.precision) == (12000, 4 * 3, "bf16")
 
 
 def test_a_set_with_an_image_for_every_class_counts_them_all_and_noise_needs_no_network():

@@ -10,7 +10,6 @@ from pydantic import Field
 from companion import datasets, records, trained
 from companion.paths import made, outputs
 from robust_features.construction import MEASURES, Constructed, Construction, construct
-from robust_features.evaluation import BATCH
 from robust_features.files import atomic
 from robust_features.hardware import Hardware, Precision
 from robust_features.settings import Count, describe, settings
@@ -25,7 +24,7 @@ class Recipe:
     by: str
     make: Construction
     splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("train", "validation")
-    batch_size: Count = BATCH
+    batch_size: Count | None = None
 
 
 @settings

@@ -25,7 +25,7 @@ from companion.roofline import Kind
 from robust_features import evaluation, hardware
 from robust_features.attacks import Attack
 from robust_features.bottleneck import CHUNK, Bottleneck
-from robust_features.hardware import Hardware, Precision
+from robust_features.hardware import BATCH_ON_A_GPU, Hardware, Precision
 from robust_features.networks import NetworkSettings, build, label
 from robust_features.settings import UserError
 from robust_features.training import Training
@@ -240,11 +240,11 @@ def _member(stage: str, run: Run, group: Group, name: str, model: Training) -> I
         yield from attacked(about, attack, test, SURVIVORS[model.objective.kind == "standard"])
     if group.bottleneck:
         heads = distilled(group.bottleneck, len({*group.distil} & {*attacks}), test)
-        yield Work(*about, "head", heads, heads / min(CHUNK, test), "distilled", "fp32")
+        yield Work(*about, "head", heads, heads / min(CHUNK * BATCH_ON_A_GPU, test), "distilled", "fp32")
 
 
-def _batches(count: int, size: int = evaluation.BATCH) -> int:
-    return math.ceil(count / size)
+def _batches(count: int, size: int | None = None) -> int:
+    return math.ceil(count / (size or BATCH_ON_A_GPU))
 
 
 def _each(recipe: Recipe) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from robust_features.hardware import sent
 from robust_features.settings import UserError, Whole, settings
 
 
@@ -47,11 +48,11 @@ class Augmentation:
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Augmented (N, C, H, W) images; every image draws its own crop and flip."""
         count, _, height, width = images.shape
-        shift = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator).to(images.device)
+        shift = sent(torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator), images.device)
         rows = shift[0] + torch.arange(height, device=images.device)
         columns = shift[1] + torch.arange(width, device=images.device)
         if self.flip:
-            flipped = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool).to(images.device)
+            flipped = sent(torch.randint(2, (count, 1), generator=generator, dtype=torch.bool), images.device)
             columns = torch.where(flipped, columns.flip(1), columns)
         padded = F.pad(images, [self.padding] * 4)
         image = torch.arange(count, device=images.device)[:, None, None]
@@ -65,7 +66,7 @@ def as_float(images: Tensor) -> Tensor:
 
 def shuffled(images: Tensor, labels: Tensor, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `size` in random order for one epoch, uint8 → float; an incomplete last batch is left out."""
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = sent(torch.randperm(len(images), generator=generator), images.device)
     size = min(size, len(images))
     for batch in order[: len(order) // size * size].split(size):
         yield as_float(images[batch]), labels[batch]

@@ -14,7 +14,7 @@ from robust_features.hardware import Hardware
 from robust_features.networks import Network, check_channels, frozen
 from robust_features.settings import Count, NonNegative, Positive, settings
 
-CHUNK = 500  # images distilled at once; the result does not depend on it
+CHUNK = 2  # times the hardware's batch is distilled at once: a head has little to do; no result depends on it
 
 
 @settings
@@ -91,8 +91,9 @@ def distil(
         none = features.new_zeros(features.shape[:2])
         return Distillation(none, none, none[:, 0])
     keys, device, parts = noise.image_keys(len(features), generator), hardware.device, []
+    size = CHUNK * hardware.batch
     with frozen(network), torch.autocast(device.type, enabled=False):  # σ is float32, or float64 if Z is
-        for z, y, k in zip(features.split(CHUNK), labels.split(CHUNK), keys.split(CHUNK), strict=True):
+        for z, y, k in zip(features.split(size), labels.split(size), keys.split(size), strict=True):
             z, y = inputs.numbers(network, z.to(device), "features"), y.to(device)
             inputs.logits(network.head(z, at), y)
             parts.append(noise_variation(network, z, y, settings, k.to(device), at))

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from robust_features import inputs, lbfgs, noise
 from robust_features.attacks import Ball, ascend, l2
 from robust_features.batches import ImageSet, as_float
-from robust_features.evaluation import BATCH
 from robust_features.hardware import Hardware, side_by_side
 from robust_features.networks import COMPARED, Network, folded
 from robust_features.settings import Count, Positive, settings
@@ -171,7 +170,7 @@ def construct(
     *,
     hardware: Hardware,
     seed: int,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     once: Once = lambda first, make: make(),
     report: Callable[[str], None] | None = None,
 ) -> Constructed:
@@ -184,6 +183,7 @@ def construct(
     precision = hardware.precision_of(network)
     pool, wanted = images.images.to(hardware.device), labels.to(hardware.device)
     keys = _keys(len(labels), seed).to(hardware.device)
+    batch_size = batch_size or hardware.batch
 
     def one_batch(first: int) -> dict[str, Tensor]:
         rows = slice(first, first + batch_size)

@@ -14,8 +14,6 @@ from robust_features.hardware import Hardware, Precision, side_by_side
 from robust_features.networks import COMPARED, Network, folded, frozen
 from robust_features.statistics import Interval, wilson
 
-BATCH = 250
-
 
 @dataclass(frozen=True)
 class Attacked:
@@ -35,7 +33,7 @@ def attack_all(
     *,
     hardware: Hardware,
     seed: int,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     images_kept: int = 0,
     report: Callable[[str], None] | None = None,
 ) -> Attacked:
@@ -48,6 +46,7 @@ def attack_all(
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     precision = crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
+    batch_size = batch_size or hardware.batch
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)
@@ -81,20 +80,20 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:
     return wilson(int((predictions == labels).sum()), len(labels))
 
 
-def predict(network: Network, images: Tensor, *, hardware: Hardware, batch_size: int = BATCH) -> Tensor:
+def predict(network: Network, images: Tensor, *, hardware: Hardware, batch_size: int | None = None) -> Tensor:
     """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError for what `inputs` refuses."""
     return _outputs(network, inputs.pixels, network, images, hardware, batch_size)
 
 
 def features(
-    network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
+    network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int | None = None
 ) -> Tensor:
     """(N, C, h, w) float32 on the CPU: f_l of every image, by default at the network's split."""
     return _outputs(partial(network.features, at=at), inputs.pixels, network, images, hardware, batch_size)
 
 
 def decide(
-    network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int = BATCH
+    network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int | None = None
 ) -> Tensor:
     """(N,) class that f_l+ predicts from features, on the CPU."""
     return _outputs(partial(network.head, at=at), inputs.numbers, network, features, hardware, batch_size).argmax(1)
@@ -106,9 +105,9 @@ def _outputs(
     network: Network,
     given: Tensor,
     hardware: Hardware,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Tensor:
     network.to(hardware.device)
     with frozen(network), torch.no_grad():
-        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size))
+        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size or hardware.batch))
         return inputs.finite(torch.cat([function(batch).float().cpu() for batch in batches]))

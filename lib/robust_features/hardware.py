@@ -4,19 +4,20 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_features.settings import Count, UserError, settings
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
+BATCH, BATCH_ON_A_GPU = 250, 1000  # images; on a GPU so many that their arithmetic takes longer than to launch it
 PAUSE = 30  # seconds between lines on progress
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
@@ -41,6 +42,11 @@ class Hardware:
     device: torch.device
     precision: Literal["auto", "fp32", "bf16"]
 
+    @property
+    def batch(self) -> int:
+        """How many images are predicted or attacked at once, unless told; no result depends on it."""
+        return BATCH if self.device.type == "cpu" else BATCH_ON_A_GPU
+
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, channels last."""
         return network.to(self.device, memory_format=torch.channels_last)
@@ -62,6 +68,14 @@ class Hardware:
         """The context in which a network computes in this precision, its weights and inputs staying float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
+    def recorded(self, function: Callable[..., Tensor], *, keeps: Iterable[Tensor] = ()) -> Callable[..., Tensor]:
+        """A function of tensors that a GPU runs as a whole, where launching its operations one by one would take longer.
+
+        It must not wait for the device, and whatever other tensors it reads or writes must stay where they are; those that it
+        changes by being called are to be named, as `keeps`. A result lasts until the next call. On a CPU it is the function itself.
+        """
+        return _Recorded(function, keeps) if self.device.type == "cuda" else function
+
 
 def choose(settings: HardwareSettings) -> Hardware:
     """The hardware of this machine. Raises UserError if params.yaml asks for a GPU and there is none."""
@@ -77,12 +91,48 @@ def choose(settings: HardwareSettings) -> Hardware:
     return Hardware(device, settings.precision)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on its way to the device; neither waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def cores() -> int:
     """How many cores this process may use: as OMP_NUM_THREADS says, else those that the system gives it."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told):
         return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Recorded:
+    """A CUDA graph of a function for every shape of its arguments, captured when that is seen first."""
+
+    def __init__(self, function: Callable[..., Tensor], keeps: Iterable[Tensor]):
+        self._function, self._keeps = function, [*keeps]
+        self._captured: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in given)
+        if shapes not in self._captured:
+            self._captured[shapes] = self._capture([tensor.clone() for tensor in given])
+        graph, arguments, result = self._captured[shapes]
+        for argument, tensor in zip(arguments, given, strict=True):
+            argument.copy_(tensor)
+        graph.replay()
+        return result
+
+    def _capture(self, arguments: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        before, stream = [tensor.clone() for tensor in self._keeps], torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # a call in which libraries choose their algorithms: that is not to be captured
+            self._function(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        for tensor, value in zip(self._keeps, before, strict=True):
+            tensor.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self._function(*arguments)
+        return graph, arguments, result
 
 
 def _matrix_units() -> bool:

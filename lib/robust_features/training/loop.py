@@ -11,18 +11,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn, optim
 
-from robust_features import networks
+from robust_features import networks, noise
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation, ImageSet, as_float, shuffled
 from robust_features.evaluation import attack_all, predict
 from robust_features.files import atomic
-from robust_features.hardware import Hardware, Precision
+from robust_features.hardware import Hardware, Precision, sent
 from robust_features.networks import Network, NetworkSettings
 from robust_features.regularisers import Mask, Regulariser
 from robust_features.settings import Count, NonNegative, Pair, Positive, Seed, Share, UserError, settings
 from robust_features.training.objectives import Objective, Standard
 from robust_features.training.processes import ALONE, Processes
 
+Gradients = Callable[..., Tensor]  # of images, labels and keys → the loss
 HISTORY = ["epoch", "loss", "clean", "attacked"]
 
 
@@ -176,11 +177,10 @@ def train(
             report(f"{resume}: damaged ({type(error).__name__}), so training starts anew")
             parts = _begin(splits["train"], settings, hardware)
     network, optimiser, schedule = parts["network"], parts["optimiser"], parts["schedule"]
+    learn = _gradients(network, settings, optimiser, hardware)
     for epoch in range(len(history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = _one_epoch(
-            network, images, labels, settings, optimiser, schedule, hardware.autocast(precision), epoch, processes
-        )
+        loss = _one_epoch(network, images, labels, settings, learn, optimiser, schedule, epoch, processes)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} after epoch {epoch}: training diverged; in params.yaml, lower this model's "
@@ -215,14 +215,36 @@ def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str
     return {"network": network, "optimiser": optimiser, "schedule": schedule}
 
 
+def _gradients(network: Network, settings: Training, optimiser: optim.Optimizer, hardware: Hardware) -> Gradients:
+    """What a batch's images and labels, and where images are attacked their keys, say: the loss, its gradients left at the weights.
+
+    Recorded if the attack takes the same steps whatever it finds.
+    """
+    precision = hardware.precision_of(network)
+
+    def gradients(images: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        with hardware.autocast(precision):
+            outcome = settings.objective(network, images, labels, generator=keys)
+        loss = outcome.loss
+        if settings.regulariser:
+            loss = loss + settings.regulariser(network, outcome.passes, images, labels, given=outcome.images)
+        optimiser.zero_grad()
+        loss.backward()
+        return loss.detach()
+
+    attack = None if isinstance(settings.objective, Standard) else settings.objective.attack
+    same_steps = attack is None or (attack.until == "end" and attack.restarts == 1)
+    return hardware.recorded(gradients, keeps=network.buffers()) if same_steps else gradients
+
+
 def _one_epoch(
     network: Network,
     images: Tensor,
     labels: Tensor,
     settings: Training,
+    learn: Gradients,
     optimiser: optim.Optimizer,
     schedule: optim.lr_scheduler.LRScheduler,
-    autocast: torch.autocast,
     epoch: int,
     processes: Processes,
 ) -> Tensor:
@@ -241,17 +263,13 @@ def _one_epoch(
                 settings.mask.before_batch(network, augmented, targets, index)
                 processes.agree(network.mask.passing)
             mine, right = processes.share(augmented), processes.share(targets)
-            with autocast:
-                outcome = settings.objective(network, mine, right, generator=own)
-            loss = outcome.loss
-            if settings.regulariser:
-                loss = loss + settings.regulariser(network, outcome.passes, mine, right, given=outcome.images)
-            optimiser.zero_grad()
-            loss.backward()
+            given = (mine, right)
+            if not isinstance(settings.objective, Standard):
+                given += (sent(noise.image_keys(len(mine), own), mine.device),)
+            losses.append(learn(*given).clone())
             processes.average((weight.grad for weight in network.parameters()), len(mine) / len(augmented))
             optimiser.step()
             schedule.step()
-            losses.append(loss.detach())
         if settings.mask:
             settings.mask.after_epoch(network)
     loss = torch.stack(losses).mean()

@@ -1,4 +1,7 @@
-"""What training minimises: values called as (network, images, labels, *, generator) → the loss, and the passes it came from."""
+"""What training minimises: values called as (network, images, labels, *, generator) → the loss, and the passes it came from.
+
+For `generator` they take the images' keys, too: see `noise`.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -32,7 +35,7 @@ class Standard:
 
     kind: Literal["standard"] = "standard"
 
-    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Outcome:
         return _cross_entropy(network, images, labels)
 
 
@@ -43,7 +46,7 @@ class Adversarial:
     kind: Literal["adversarial"] = "adversarial"
     attack: PGD
 
-    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Outcome:
         return _cross_entropy(network, _craft(self.attack, network, images, labels, generator), labels)
 
 
@@ -55,7 +58,7 @@ class Trades:
     attack: PGD
     weight: NonNegative = 6.0
 
-    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Outcome:
         fixed = folded(network)
         with torch.no_grad():
             clean = fixed(images)
@@ -83,7 +86,7 @@ class TradesKim:
     attack: PGD
     weight: NonNegative = 0.5
 
-    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Outcome:
         adversarial = _craft(self.attack, network, images, labels, generator)
         attacked, clean = network.activations(adversarial), network.activations(images)
         apart = divergence(logits_of(clean), logits_of(attacked)).mean()
@@ -102,7 +105,7 @@ class Mart:
     attack: PGD
     weight: NonNegative = 5.0
 
-    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator) -> Outcome:
+    def __call__(self, network: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Outcome:
         adversarial = _craft(self.attack, network, images, labels, generator)
         passes = network.activations(images), network.activations(adversarial)
         clean, attacked = (logits_of(outputs).float() for outputs in passes)
@@ -127,5 +130,5 @@ def _cross_entropy(network: Network, images: Tensor, labels: Tensor) -> Outcome:
     return Outcome(F.cross_entropy(logits_of(outputs), labels), (outputs,), (images,))
 
 
-def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+def _craft(attack: PGD, network: Network, images: Tensor, labels: Tensor, generator: Generator | Tensor) -> Tensor:
     return attack.perturb(folded(network), images, labels, generator=generator)
