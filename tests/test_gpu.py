@@ -165,7 +165,7 @@ def test_no_step_of_training_waits_for_the_device(splits, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop, "_one_epoch", watched)
-    train(splits, replace(HOW, regulariser=IBRAR()), hardware=BF16, report=lambda line: None)
+    train(splits, HOW, hardware=BF16, report=lambda line: None)
     assert len(epochs) == HOW.epochs
 
 

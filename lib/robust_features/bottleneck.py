@@ -96,7 +96,7 @@ def distil(
         for z, y, k in zip(features.split(size), labels.split(size), keys.split(size), strict=True):
             z, y = inputs.numbers(network, z.to(device), "features"), y.to(device)
             inputs.logits(network.head(z, at), y)
-            parts.append(noise_variation(network, z, y, settings, k.to(device), at))
+            parts.append(noise_variation(network, z, y, settings, k.to(device), at, hardware=hardware))
     sigma, variance = (torch.cat(column).to(features) for column in zip(*parts, strict=True))
     tolerance = variance.amax(1)
     if settings.threshold == "batch":
@@ -115,7 +115,14 @@ def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
 
 
 def noise_variation(
-    network: Network, z: Tensor, labels: Tensor, settings: Bottleneck, keys: Tensor, at: str | None = None
+    network: Network,
+    z: Tensor,
+    labels: Tensor,
+    settings: Bottleneck,
+    keys: Tensor,
+    at: str | None = None,
+    *,
+    hardware: Hardware,
 ) -> tuple[Tensor, Tensor]:
     """σ and σ_z², each (n, C), of (n, C, h, w) features: Adam lowers Eq. 4 over ρ, where σ = softplus(ρ).
 
@@ -124,17 +131,21 @@ def noise_variation(
     channels, variance = z.shape[1], z.flatten(2).var(2)
     beta = settings.beta * channels / (network.full_channels or channels)
     z = z.contiguous(memory_format=torch.channels_last)
-    rho = torch.zeros_like(variance, requires_grad=True)  # σ = ln 2 at first
-    adam = RowAdam(rho, settings.learning_rate)
-    for step in range(settings.steps):
+    adam = RowAdam(torch.zeros_like(variance), settings.learning_rate)  # σ = ln 2 at first
+
+    def gradient(rho: Tensor, draw: Tensor) -> Tensor:
+        rho = rho.detach().requires_grad_()
         sigma = F.softplus(rho)
-        epsilon = noise.normal(keys, (channels,), draw=step)
+        epsilon = noise.normal(keys, (channels,), draw=draw)
         informative = z + (sigma * epsilon)[:, :, None, None]
         task = F.cross_entropy(network.head(informative, at), labels, reduction="none")
         loss = task + beta * information_loss(variance, sigma)
-        (gradient,) = torch.autograd.grad(loss.sum(), rho)
-        adam.step(gradient)
-    return F.softplus(rho.detach()), variance
+        return torch.autograd.grad(loss.sum(), rho)[0]
+
+    gradient = hardware.recorded(gradient)
+    for draw in torch.arange(settings.steps, device=z.device):
+        adam.step(gradient(adam.value, draw))
+    return F.softplus(adam.value), variance
 
 
 def perturb(features: Tensor, sigma: Tensor, *, generator: Generator) -> Tensor:

@@ -32,7 +32,7 @@ def derived(keys: Tensor, number: int | Tensor) -> Tensor:
     return _mix(_mix(keys) ^ ((number + 1) * 0x85EBCA6B & MASK))
 
 
-def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
+def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int | Tensor = 0) -> Tensor:
     """(N, *shape) float32, uniform on the open interval (0, 1); `draw` numbers the independent draws of one key."""
     elements = torch.arange(math.prod(shape), device=keys.device)
     streams = _mix(_mix(keys) ^ ((draw + 1) * 0x9E3779B1 & MASK))
@@ -45,7 +45,7 @@ def below(bound: int, keys: Tensor) -> Tensor:
     return (uniform(keys, (1,)).squeeze(1) * bound).long()
 
 
-def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int = 0) -> Tensor:
+def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int | Tensor = 0) -> Tensor:
     """(N, *shape) float32, standard normal."""
     half = -(-math.prod(shape) // 2)
     first, second = uniform(keys, (2, half), draw=draw).unbind(1)  # Box and Muller 1958: two normal numbers from these

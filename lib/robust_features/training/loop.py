@@ -218,7 +218,7 @@ def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str
 def _gradients(network: Network, settings: Training, optimiser: optim.Optimizer, hardware: Hardware) -> Gradients:
     """What a batch's images and labels, and where images are attacked their keys, say: the loss, its gradients left at the weights.
 
-    Recorded if the attack takes the same steps whatever it finds.
+    Recorded if the attack takes the same steps whatever it finds, and nothing is inverted: that, a CUDA graph does not hold.
     """
     precision = hardware.precision_of(network)
 
@@ -234,7 +234,8 @@ def _gradients(network: Network, settings: Training, optimiser: optim.Optimizer,
 
     attack = None if isinstance(settings.objective, Standard) else settings.objective.attack
     same_steps = attack is None or (attack.until == "end" and attack.restarts == 1)
-    return hardware.recorded(gradients, keeps=network.buffers()) if same_steps else gradients
+    recordable = same_steps and not settings.regulariser
+    return hardware.recorded(gradients, keeps=network.buffers()) if recordable else gradients
 
 
 def _one_epoch(
