@@ -110,12 +110,25 @@ HEADLINES = {  # README's rows → where their numbers are
 
 
 def test_the_headlines_of_the_readme_are_the_published_numbers():
-    lines = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", (paths.ROOT / "README.md").read_text("utf-8"), re.M)
-    said = {name: (paper, ours) for name, paper, ours in lines if name in HEADLINES}
+    lines = re.findall(r"^\| (.+?) \| (.+) \|$", (paths.ROOT / "README.md").read_text("utf-8"), re.M)
+    said = {name: numbers.split(" | ") for name, numbers in lines if name in HEADLINES}
     assert {*said} == {*HEADLINES}
     for name, (artefact, where) in HEADLINES.items():
-        (path,) = PUBLISHED.rglob(f"tables/{artefact}.csv")
-        rows = pd.read_csv(path).query(" and ".join(f"`{key}` == '{value}'" for key, value in where.items()))
-        (row,) = rows.to_dict("records")
+        row = published(PUBLISHED, artefact, where)
         paper = row["reference"] if math.isnan(row["paper"]) else row["paper"]  # of the same row on the paper's images
-        assert said[name] == ("not given" if math.isnan(paper) else f"{paper:.1f}", f"{row['ours']:.1f}"), name
+        expected = ["not given" if math.isnan(paper) else f"{paper:.1f}", f"{row['ours']:.1f}"]
+        if "network" in where:
+            full = published(PUBLISHED.with_name("gpu"), artefact, where | dict(network="VGG-16"))
+            expected.append(f"{full['ours']:.1f}")
+        assert said[name] == expected, name
+
+
+def published(scale, artefact, where):
+    """The row of a published table that has these values."""
+    (path,) = scale.rglob(f"tables/{artefact}.csv")
+    (row,) = (
+        pd.read_csv(path)
+        .query(" and ".join(f"`{key}` == '{value}'" for key, value in where.items()))
+        .to_dict("records")
+    )
+    return row

@@ -44,6 +44,12 @@ def test_the_slower_of_device_and_host_is_taken():
     assert seconds(of, 1e6, 1, "pgd", "fp32") > 1.9e6 * device, "TF32: half the rate, twice the memory"
 
 
+def test_what_is_recorded_is_launched_at_once_but_for_what_surrounds_it():
+    of = Cost(flops=1.0, numbers=1.0, operations=70)
+    assert seconds(of, 1, 1000, "pgd", "bf16", recorded=True) < 1e-6
+    assert seconds(of, 1, 1000, "training", "bf16", recorded=True) == pytest.approx(1000 * 50 * LAUNCH)
+
+
 def test_counting_leaves_torch_as_it_was():
     before = torch.is_grad_enabled(), torch.get_rng_state()
     cost(VGG16(width=1 / 16), 32, "forward")

@@ -54,6 +54,7 @@ class Work:
     calls: float
     does: str = "pgd"  # what surrounds the network, an entry of BESIDE in companion.roofline
     precision: Precision = "bf16"  # on a GPU
+    recorded: bool = False  # there
 
     @property
     def passes(self) -> float:
@@ -108,8 +109,9 @@ def trained(about: About, model: Training, images: int, validation: int) -> Iter
         model.epochs * validation,
     )
     does = "regularised" if model.regulariser else "training"
-    yield Work(*about, "training", seen * outer, batches * outer, does)
-    yield Work(*about, "attack", seen * inner, batches * inner)
+    recorded = not model.regulariser  # what a regulariser inverts cannot be
+    yield Work(*about, "training", seen * outer, batches * outer, does, recorded=recorded)
+    yield Work(*about, "attack", seen * inner, batches * inner, recorded=recorded)
     yield Work(*about, "forward", watched, model.epochs * _batches(validation))
     if model.monitor:
         yield from attacked(about, model.monitor, watched, 1.0)
@@ -192,7 +194,8 @@ def counted(run: Run) -> pd.DataFrame:
         key = label(work.network), work.size, work.kind
         if key not in costs:
             costs[key] = roofline.cost(work.network, work.size, work.kind)
-        seconds = roofline.seconds(costs[key], work.images, work.calls, work.does, work.precision)
+        how = work.does, work.precision
+        seconds = roofline.seconds(costs[key], work.images, work.calls, *how, recorded=work.recorded)
         row = {"stage": work.stage, "networks": work.record, "million passes": work.passes / 1e6}
         rows.append(row | {"TFLOP": work.images * costs[key].flops / 1e12, "minutes": seconds / 60})
     return _by_stage(pd.DataFrame(rows))
