@@ -21,6 +21,7 @@ from robust_features.attacks.ensemble import AutoAttack
 from robust_features.attacks.fab import FAB
 from robust_features.attacks.gradient import NIFGSM, PGD, ascend, margin
 from robust_features.attacks.square import Square
+from robust_features.attacks.success import fooled, scaled
 from robust_features.attacks.tanh import CarliniWagner, FeatureGradient, search
 
 Attack = Annotated[
@@ -41,8 +42,10 @@ __all__ = [
     "FeatureGradient",
     "Square",
     "ascend",
+    "fooled",
     "l2",
     "linf",
     "margin",
+    "scaled",
     "search",
 ]
