@@ -225,19 +225,19 @@ def test_a_claim_that_holds_while_its_control_holds_too_holds_for_another_reason
     keep(page, told, artefact="kim-given-label")
     found = verdict("kim-robust-features-hold")
     assert found.word == "holds, for another reason" and found.finding.startswith("Told the true label, the robust")
-    assert "Told a random label, they predict that label for most images" in found._repr_markdown_()
+    assert "Told a random label, the robust channels predict that label for most images" in found._repr_markdown_()
     keep(page, told.assign(low=30), artefact="kim-given-label")
     assert verdict("kim-robust-features-hold").word == "holds", "the control is open"
 
 
 def test_a_finding_says_how_many_comparisons_it_is_of_unless_all_agree(page):
     both = [rows(90, 50), rows(50, 90, example="cw")]
-    mixed = "whole network in 1 of 2 comparisons; the reverse in 1, and 0 undecided"
+    mixed = "whole network in 1 of 2 comparisons; the reverse holds in 1, and 0 are undecided"
     for kept, said in ((both, mixed), (both[1:], "worse than the whole network")):
         keep(page, pd.concat(kept))
         assert verdict("kim-robust-features-hold").finding.endswith(said)
     keep(page, pd.concat([both[1], rows(51, 50)]))
-    assert verdict("kim-robust-features-hold").finding.endswith("in 1 of 2 comparisons, and 1 are undecided")
+    assert verdict("kim-robust-features-hold").finding.endswith("in 1 of 2 comparisons, and 1 is undecided")
     keep(page, rows(51, 50))
     assert verdict("kim-robust-features-hold").finding == "", "an open claim has no finding"
 
@@ -245,7 +245,8 @@ def test_a_finding_says_how_many_comparisons_it_is_of_unless_all_agree(page):
 def test_many_comparisons_are_counted_and_what_chance_gives_them(page):
     keep(page, pd.concat([rows(90, 50, example=name) for name in ("pgd", "cw", "fgsm")]))
     found = verdict("kim-robust-features-hold")
-    assert found.by_chance == pytest.approx(3 * PARTING) and "if nothing differed 0.017 would part" in found.counts
+    assert found.by_chance == pytest.approx(3 * PARTING)
+    assert "if nothing differed, about 0.017 would be decided by chance" in found.counts
 
 
 def test_two_intervals_of_equal_values_part_as_often_as_is_said():
@@ -254,7 +255,7 @@ def test_two_intervals_of_equal_values_part_as_often_as_is_said():
 
 
 def test_one_seed_is_said_and_several_are_what_intervals_are_over(page):
-    for seeds, said in ((1, "over test images, one seed a network"), (3, "over 3 seeds a network")):
+    for seeds, said in ((1, "over test images, one seed per network"), (3, "over 3 seeds per network")):
         keep(page, rows(90, 50).assign(seeds=seeds))
         assert said in verdict("kim-robust-features-hold").counts
     keep(page, rows(90, 50, spread=0))
@@ -280,9 +281,9 @@ def test_a_rule_that_matches_no_row_says_what_there_is(page):
     assert "no values of kim-table-1" in verdict("kim-robust-features-hold").missing
     keep(page, rows(90, 50, example="clean"))
     said = verdict("kim-robust-features-hold")._repr_markdown_()
-    assert "</b> no such row</span>" in said and "no row has example = fgsm or pgd or cw; there is clean" in said
+    assert "</b> no such row</span>" in said and "no row has example = fgsm or pgd or cw; the rows have clean" in said
     keep(page, rows(90, 50).query("features == 'R'"))
-    assert verdict("kim-robust-features-hold").decided_by == "no row has features = Int; there is R"
+    assert verdict("kim-robust-features-hold").decided_by == "no row has features = Int; the rows have R"
 
 
 def test_what_a_rule_leaves_out_and_a_curve_that_is_too_short_say_what_there_is(page):
@@ -293,7 +294,7 @@ def test_what_a_rule_leaves_out_and_a_curve_that_is_too_short_say_what_there_is(
     ]
     assert said == [
         "every row has example = pgd, which the rule leaves out",
-        "fewer rows than the rule needs along beta; there is 0.1, 0.3",
+        "the rule needs more rows along beta; the rows have 0.1, 0.3",
     ]
 
 

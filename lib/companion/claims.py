@@ -87,15 +87,15 @@ class Verdict:
     def finding(self) -> str:
         """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
         confirmed, against, undecided = map(self.count, ("for", "against", "open"))
-        total = len(self.comparisons)
-        said = self.entry.found
+        total, said = len(self.comparisons), self.entry.found
+        left = f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
         if self.word == "open" or not total or not said:
             return ""
         if self.word == "does not hold":
-            rest = "" if against == total else f" in {against} of {total} comparisons, and {undecided} are undecided"
+            rest = "" if against == total else f" in {against} of {total} comparisons, and {left}"
             return f"{said['fails']}{rest}"
         rest = "" if confirmed == total else f" in {confirmed} of {total} comparisons"
-        rest += f"; the reverse in {against}, and {undecided} undecided" if against else ""
+        rest += f"; the reverse holds in {against}, and {left}" if against else ""
         return f"{said['reason' if self.word == 'holds, for another reason' else 'holds']}{rest}"
 
     @property
@@ -122,7 +122,8 @@ class Verdict:
         said = f"{self.count('for')} for, {self.count('against')} against, {self.count('open')} open{many}"
         if self.over == EXACT:
             return f"{said}; {EXACT}"
-        return f"{said}; if nothing differed {self.by_chance:.2g} would part by chance; 95 % intervals {self.over}"
+        chance = f"if nothing differed, about {self.by_chance:.2g} would be decided by chance"
+        return f"{said}; {chance}; 95 % intervals {self.over}"
 
     @property
     def decided_by(self) -> str:
@@ -135,9 +136,8 @@ class Verdict:
         if not self.comparisons:
             return f"> {chip(self.word)} {claim} ({self.entry.place}): {self.decided_by}."
         reason = f" {self.control.finding}." if self.word == "holds, for another reason" else ""
-        return (
-            f"> {chip(self.word)} {claim} ({self.entry.place}).{reason} {self.counts}. What decides: {self.decided_by}."
-        )
+        said = f"{claim} ({self.entry.place}).{reason} {self.counts}. Deciding comparison: {self.decided_by}."
+        return f"> {chip(self.word)} {said}"
 
 
 def entries() -> dict[str, Entry]:
@@ -192,7 +192,7 @@ def measured(artefact: str, folder: Path) -> pd.DataFrame:
 
 def _none(dimension: str, asked: list[str], there: list[str]) -> str:
     """What a rule asks for and the rows lack, and what they have."""
-    return f"no row has {dimension} = {' or '.join(asked)}; there is {', '.join(there) or 'none'}"
+    return f"no row has {dimension} = {' or '.join(asked)}; the rows have {', '.join(there) or 'none'}"
 
 
 def _unmatched(rule: Rule, rows: pd.DataFrame) -> str:
@@ -205,7 +205,7 @@ def _unmatched(rule: Rule, rows: pd.DataFrame) -> str:
         return f"no two rows differ in {rule.compare} alone"
     along = getattr(rule, rule.form)
     there = ", ".join(rows[along].unique())
-    return f"fewer rows than the rule needs along {along}; there is {there}"
+    return f"the rule needs more rows along {along}; the rows have {there}"
 
 
 def _over(rows: pd.DataFrame) -> str:
@@ -216,5 +216,5 @@ def _over(rows: pd.DataFrame) -> str:
     if not seeds:
         return "over what its table says"
     if seeds[-1] == 1:
-        return "over test images, one seed a network"
-    return f"over {' or '.join(map(str, seeds))} seeds a network"
+        return "over test images, one seed per network"
+    return f"over {' or '.join(map(str, seeds))} seeds per network"

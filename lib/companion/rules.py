@@ -143,8 +143,9 @@ def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
         return
     inner, ends = line.iloc[1:-1], line.iloc[[0, -1]]
     best, end = inner.loc[inner["value"].idxmax()], ends.loc[ends["value"].idxmax()]
-    between = f"{rule.peak} = {best[rule.peak]}: {_said(best)} against the end {end[rule.peak]}: {_said(end)}"
-    yield _pair(best, end, where, between, looks=2 * len(inner))
+    inside, outside = (f"{rule.peak} = {row[rule.peak]}" for row in (best, end))
+    numbers = f"{_said(best)} at {inside} against {_said(end)} at the end {outside}"
+    yield _pair(best, end, where, numbers, looks=2 * len(inner))
 
 
 def _trend(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:

@@ -38,7 +38,10 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
     for (name, effort), places in balls.items():
         where = (f"{ball} on {' and '.join(data)}" if "≤" in ball else ball for ball, data in places.items())
         within.setdefault("; ".join(where), []).append(f"{name} ({effort})")
-    said += [f"Attacks, {ball}: {', '.join(each)}." for ball, each in within.items()]
+    said += [
+        f"Attacks {'' if ball.startswith('without') else 'with '}{ball}: {', '.join(each)}."
+        for ball, each in within.items()
+    ]
     for how in dict.fromkeys(group.bottleneck for group in groups.values() if group.bottleneck):
         said.append(f"Bottleneck: {how.steps} steps, β = {how.beta:g} unless varied.")
     counts = tuple(sorted({len(group.seeds) for group in groups.values()}))

@@ -30,8 +30,8 @@ def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
         page_folder() / "tables" / f"{artefact}.tex",
         latex_table(grid("{0}", r"{0} {{\footnotesize ({1})}}", latex), artefact, caption),
     )
-    notes = f"<p><b>Ours</b>, from the settings that this run was made with. In {rows['differs'].sum()} of {len(rows)} cells "
-    notes += f"they are not the paper's <small>(small: {html_text(where)})</small>.</p>"
+    notes = f"<p><b>Ours</b> are the settings of this run. In {rows['differs'].sum()} of {len(rows)} cells "
+    notes += f"they differ from the paper's <small>(small print: {html_text(where)})</small>.</p>"
     html = grid("<b>{0}</b>", '<b class="differs">{0}</b><small>{1}</small>', html_text)
     return lay_out(html, rows, artefact=artefact, caption=caption, conditions=None, notes=notes)
 

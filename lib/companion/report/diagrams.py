@@ -76,7 +76,7 @@ def bottleneck() -> Figure:
     arrows += [("z_r", "said_r", "$f_{l+}$"), ("z_nr", "said_nr", "$f_{l+}$")]
     sketch(boxes, arrows, right)
     right.set_title(
-        "(b) the split: $T = \\max\\,\\sigma_z^2$ parts the channels, $Z = Z_r + Z_{nr}$ (Eq. 5)", fontsize=11
+        "(b) the split: $T = \\max\\,\\sigma_z^2$ separates the channels, $Z = Z_r + Z_{nr}$ (Eq. 5)", fontsize=11
     )
     return drawing
 
@@ -122,8 +122,8 @@ def feature_types() -> Figure:
     said = {
         "the image": "what a person and\na network are shown",
         "A: robust": "the shape that\npeople name",
-        "B: non-robust, entangled": "a small part of that shape,\nas predictive, easily changed",
-        "C: non-robust, artefact": "a trace of how the data was made,\nno part of the shape",
+        "B: non-robust, entangled": "a small part of that shape,\nas predictive but easily changed",
+        "C: non-robust, artefact": "a trace of how the data was made,\nnot part of the shape",
     }
     drawing, axes = plt.subplots(1, 4, figsize=(10, 3.1))
     for axis, (title, text), part in zip(axes, said.items(), (image, *parts.values()), strict=True):
@@ -144,7 +144,7 @@ def two_experiments(pictures: Mapping[str, Tensor], labels: Mapping[str, str]) -
         "D": Box(2, 12, 13, 13, ""),
         "D_R": Box(46, 21, 11, 11, ""),
         "D_NR": Box(46, 5, 11, 11, ""),
-        "trained on D_R": Box(64, 22, 33, 9, "standard training\nthe paper: accurate, and robust", "C2"),
+        "trained on D_R": Box(64, 22, 33, 9, "standard training\nthe paper: accurate and robust", "C2"),
         "trained on D_NR": Box(64, 6, 33, 9, "standard training\nthe paper: accurate, not robust", "C3"),
     }
     arrows = [("D", "D_R", ""), ("D", "D_NR", "")]
@@ -156,7 +156,7 @@ def two_experiments(pictures: Mapping[str, Tensor], labels: Mapping[str, str]) -
     second = {
         "clean": Box(2, 5, 13, 13, ""),
         "attacked": Box(45, 5, 13, 13, ""),
-        "trained": Box(64, 7, 33, 9, "standard training, tested on\nordinary images: the paper: accurate", "C0"),
+        "trained": Box(64, 7, 33, 9, "standard training, tested on\nordinary images; the paper: accurate", "C0"),
     }
     arrows = [("clean", "attacked", "small targeted\nperturbation"), ("attacked", "trained", "")]
     sketch(second, arrows, axes[1])

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from companion import paths
-from companion.report.tables import entries, evidence, label, values_of
+from companion.report.tables import either, entries, evidence, label, values_of
 
 
 def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         asked = [*alone["dataset"].unique()] if "dataset" in alone else []
         lacking = [label(name) for name in asked if name not in run["datasets"]]
-        why = f"no {' or '.join(lacking)} at this scale" if lacking else "no such networks or attacks at this scale"
+        why = f"no {either(lacking)} at this scale" if lacking else "no such networks or attacks at this scale"
         found.append(_absent(artefact, entry, len(alone), len(paper), why))
     return found
 

@@ -30,7 +30,7 @@ PARTS = {
     "claims": "All claims",
     "figures": "Six figures",
     "reproduce": "Reproduce, use, cite",
-    "words": "Words",
+    "words": "Glossary",
 }
 
 
@@ -103,7 +103,7 @@ def sentence(verdict: "Verdict") -> str:
     """What was found, with the effect of the comparison that decides."""
     if not verdict.comparisons:
         return ""
-    least = "weakest: " if len(verdict.comparisons) > 1 else ""
+    least = "weakest comparison: " if len(verdict.comparisons) > 1 else ""
     said = (
         verdict.finding
         or f"{'Undecided' if verdict.word == 'open' else verdict.word.capitalize()}: {verdict.entry.claim}"
@@ -148,15 +148,13 @@ def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
     ]
     counts = _over_images(verdicts)
     of = f"{seeds} trainings of each network" if seeds > 1 else "one training of each network"
-    n = "" if seeds > 1 or not counts else f", {_range(counts)} test images a comparison"
+    n = "" if seeds > 1 or not counts else f", {_range(counts)} test images per comparison"
     n += f", {' and '.join(points)} points" if points else ""
     undecided = sum(each.outcome == "open" for each in every)
-    rest = (
-        f", {undecided} of {len(every)} comparisons undecided"
-        if undecided
-        else f", all {len(every)} comparisons decided"
-    )
-    return f"{level}: {scale.images}, {of}{n}{rest}."
+    few = {0: "no comparison", 1: "the only comparison", 2: "both comparisons"}
+    which = few.get(len(every), f"all {len(every)} comparisons")
+    which = f"{undecided} of {len(every)} comparisons" if 0 < undecided < len(every) else which
+    return f"{level}: {scale.images}, {of}{n}, {which} {'undecided' if undecided else 'decided'}."
 
 
 def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
@@ -191,7 +189,7 @@ def _told(told: dict[str, Any], scale: Scale) -> str:
     word = scale.verdicts["kim-index-records-the-label"].word if "kim-index-records-the-label" in scale.verdicts else ""
     if word == "holds":
         return f"{said} What these channels carry is largely the label that the method was told."
-    return f"{said} How much of the label these channels carry differs." if word == "mixed" else said
+    return f"{said} How much of the label these channels carry varies." if word == "mixed" else said
 
 
 def _pictures(scale: Scale) -> list[dict[str, str]]:
@@ -232,17 +230,16 @@ def _images(scale: Scale) -> list[str]:
 
 def _counts(scale: Scale) -> list[str]:
     counts = _over_images([*scale.verdicts.values()])
-    return [f"{_range(counts)} a value" if counts else "–"]
+    return [f"{_range(counts)} per value" if counts else "–"]
 
 
 def _seeds(scale: Scale) -> list[str]:
     counts = [len(group.get("seeds", [0])) for group in scale.run.get("networks", {}).values()]
     several = [count for count in counts if count > 1]
     if not counts:
-        return ["one a network, where tables do not say otherwise"]
-    one = f"one for {len(counts) - len(several)} groups of networks" if len(several) < len(counts) else ""
-    more = f"{_range(sorted(several))} for {len(several)}" if several else ""
-    return [text for text in (one, more) if text]
+        return ["one per network, unless a table says otherwise"]
+    ranges = (("one", len(counts) - len(several)), (_range(sorted(several)) if several else "", len(several)))
+    return [f"{said}, in {n} group{'s' if n > 1 else ''} of networks" for said, n in ranges if n]
 
 
 def _radii(scale: Scale) -> list[str]:
@@ -276,7 +273,7 @@ def _clean(scale: Scale) -> list[str]:
             network = label(row.get("network") or row.get("classifier") or row.get("trained on") or "")
             theirs = pd.to_numeric(pd.Series([row.get("paper"), row.get("reference")]), errors="coerce").dropna()
             beside = (
-                f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else ', other images'})" if len(theirs) else ""
+                f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else ', on other images'})" if len(theirs) else ""
             )
             found.append(
                 f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}: {row['value']:.1f}{beside}"
@@ -288,7 +285,7 @@ def _leave_out(scale: Scale) -> list[str]:
     seeds = {len(group.get("seeds", [0])) for group in scale.run.get("networks", {}).values()} or {1}
     said = ["another training of the same network"] if seeds == {1} else []
     said += ["another training, where a group has one seed"] if 1 in seeds and len(seeds) > 1 else []
-    return [*said, "other images, architectures, ε, and settings of training", "that many comparisons are made at once"]
+    return [*said, "other images, architectures, ε and training settings", "the effect of making many comparisons at once"]
 
 
 SURE = {
@@ -299,7 +296,7 @@ SURE = {
     "Clean accuracy (%)": _clean,
     "What the intervals leave out": _leave_out,
     "Made": lambda scale: [scale.provenance.get("started", "–"), scale.provenance.get("commit", "")[:10]],
-    "On": lambda scale: [scale.provenance.get("hardware", "–")],
+    "Hardware": lambda scale: [scale.provenance.get("hardware", "–")],
 }
 
 

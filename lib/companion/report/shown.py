@@ -29,7 +29,7 @@ def picture(folder: Path, artefact: str) -> str:
 def chip(word: str, count: int = 0) -> Markup:
     """A verdict as HTML, the same on every page; with a `count`, for that many."""
     kind = word.replace(",", "").replace(" ", "-")
-    said = f"{count} {word}" if count else word
+    said = f"{word}: {count}" if count else word
     return Markup(f'<span class="chip {kind}"><b aria-hidden="true">{MARKS[word]}</b> {said}</span>')
 
 
@@ -56,12 +56,12 @@ class Conditions:
         """What a 95 % interval is over."""
         several = [count for count in self.seeds if count > 1]
         if not several:
-            return "over test images of one training: another seed may move a value by more"
+            return "over test images of one training (another seed may change a value by more)"
         said = f"over {' or '.join(map(str, several))} seeds"
         return (
             said
             if len(several) == len(self.seeds)
-            else f"{said} where n says so, else over test images of one training"
+            else f"{said} where n says so, otherwise over test images of one training"
         )
 
     def seeds_of(self, n: "Series") -> "Series":

@@ -269,30 +269,31 @@ def _notes(
     over = f" {conditions.over}" if conditions else ""
     wide = (ours["high"] > ours["low"]) | ours["n"].notna() & ours["high"].notna()
     half = (
-        f" ±half of the 95 % interval{over}" if wide.any() else "; exact values" if ours["high"].notna().any() else ""
+        f", ±half of the 95 % interval{over}" if wide.any() else "; exact values" if ours["high"].notna().any() else ""
     )
     unit = f", in {html_text(units[0])}" if len(units) == 1 and units[0] else ""
     count = "" if pd.isna(few) else f"; n = {few}" + (f" to {many}" if few < many else "")
     if paper.empty:
-        return f"<p>All values are ours{half}{unit}{count}.</p>"
-    notes = f"<b>Ours</b>{half}{unit}{count}."
+        return f"<p>All values are ours{unit}{half}{count}.</p>"
+    notes = f"<b>Ours</b>{unit}{half}{count}."
     if ours["paper"].notna().any():
-        notes += f" <small>Small: {escape(paper.attrs['where'])}"
+        notes += f" <small>Small print: {escape(paper.attrs['where'])}"
         notes += f"{' (difference)' if ours['difference'].notna().any() else ''}, {evidence(paper.attrs['evidence'])}.</small>"
     notes = f"<p>{notes}</p>"
     if ours["reference"].notna().any():
         (dimension, name), *_ = reference.items()
         of = not_run.index.get_level_values(dimension) == name
-        notes += f"\n<p>The paper's values on <b>{html_text(label(name))}</b>, other images than ours, so that no difference "
-        notes += f"is taken ({escape(paper.attrs['where'])}, {evidence(paper.attrs['evidence'])}):</p>"
+        notes += f"\n<p>The paper's values on <b>{html_text(label(name))}</b>, which are other images than ours, so no difference "
+        notes += f"is computed ({escape(paper.attrs['where'])}, {evidence(paper.attrs['evidence'])}):</p>"
         notes += f"\n{SCROLL}{_listing(not_run[of].droplevel(dimension), columns)}</div>"
         not_run = not_run[~of]
     if not_run.empty:
         return notes
     lacking = [label(each) for each in not_run.index.unique("dataset")] if "dataset" in not_run.index.names else []
     lacking = [each for each in lacking if each not in {*map(label, ours.get("dataset", []))}]
-    why = f"it has no networks on {', '.join(lacking)}" if lacking else "it has no such networks or attacks"
-    summary = f"The paper's other values, {len(not_run)} of {len(paper)}, have no partner at this scale: {why}"
+    why = f"it has no networks on {either(lacking)}" if lacking else "it has no such networks or attacks"
+    other = "other " if len(not_run) < len(paper) else ""
+    summary = f"The paper's {other}values ({len(not_run)} of {len(paper)}) have no counterpart at this scale: {why}"
     return f"{notes}\n<details><summary>{summary}</summary>\n{SCROLL}{_listing(not_run, columns)}</div>\n</details>"
 
 
@@ -305,6 +306,11 @@ def _listing(values: Series, columns: list[str]) -> str:
         return flat.to_frame().to_html(border=0, na_rep="")
     wide = flat.unstack(across, sort=False).rename_axis(columns=[None] * len(across))
     return wide.to_html(border=0, na_rep="")
+
+
+def either(names: list[str]) -> str:
+    """Names as alternatives: a, b or c."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def html_text(text: str) -> str:
