@@ -15,6 +15,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
@@ -75,6 +76,8 @@ def profiled(function: Callable[[ImageSet], Outcome], few: ImageSet) -> dict[str
     kinds["convolution backward"] = r"aten::convolution_backward"
     spent: dict[str, float] = {}
     for event in record.key_averages():
+        if event.device_type != DeviceType.CPU:  # a GPU's kernel, whose time its operation has too
+            continue
         kind = next((kind for kind in reversed(kinds) if re.match(kinds[kind], event.key)), event.key)
         here = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
         spent[kind] = spent.get(kind, 0.0) + here
