@@ -218,7 +218,8 @@ def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str
 def _gradients(network: Network, settings: Training, optimiser: optim.Optimizer, hardware: Hardware) -> Gradients:
     """What a batch's images and labels, and where images are attacked their keys, say: the loss, its gradients left at the weights.
 
-    Recorded if the attack takes the same steps whatever it finds, and nothing is inverted: that, a CUDA graph does not hold.
+    Recorded if the attack takes the same steps whatever it finds, and if nothing is inverted, which a CUDA graph cannot hold.
+    Batches must all be of one size: gradients lie where those of the size captured last do.
     """
     precision = hardware.precision_of(network)
 
