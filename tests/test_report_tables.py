@@ -84,7 +84,9 @@ def test_the_csv_has_ours_first_and_then_what_was_not_run(page):
 def test_a_cell_shows_ours_the_half_interval_the_paper_and_the_difference():
     html = make(agreement()).html
     assert "<b>90.0</b> <i>±2.0</i><small>95.06 (−5.1)</small>" in html and "paper&#x27;s" not in html
-    assert "other values (12 of 18) have no counterpart at this scale: it has no networks on SVHN or Tiny-ImageNet" in html
+    assert (
+        "other values (12 of 18) have no counterpart at this scale: it has no networks on SVHN or Tiny-ImageNet" in html
+    )
     assert "n = 400" in html
     assert html.index("FGSM") < html.index("PGD") and html.index("VGG-16") < html.index(
         "WRN-28-10"
@@ -120,7 +122,10 @@ def test_another_datasets_values_stand_apart_once_and_are_not_subtracted():
 
 def test_a_paper_none_of_whose_values_has_a_partner_is_not_said_to_have_been_left_out_above_its_values():
     shown = make(agreement("digits"))
-    assert "The paper's values (18 of 18) have no counterpart at this scale" in shown.html and "Small print:" not in shown.html
+    assert (
+        "The paper's values (18 of 18) have no counterpart at this scale" in shown.html
+        and "Small print:" not in shown.html
+    )
 
 
 def test_exact_values_have_neither_a_spread_nor_an_n_and_several_seeds_that_agree_have_both():

@@ -83,7 +83,7 @@ def seeds(run: dict[str, Any]) -> str:
     counts = [len(group.get("seeds", [0])) for group in run["networks"].values()]
     several = sum(count > 1 for count in counts)
     if not several:
-        return "Every network was trained with one seed: intervals are over test images, and another seed may change a value by more."
+        return "Every network was trained with one seed: intervals are over test images; another seed may change a value by more."
     were = f"{several} of {len(counts)} groups of networks {'was' if several == 1 else 'were'}"
     return f"{were} trained with several seeds, and the intervals there are over these seeds."
 

@@ -285,7 +285,11 @@ def _leave_out(scale: Scale) -> list[str]:
     seeds = {len(group.get("seeds", [0])) for group in scale.run.get("networks", {}).values()} or {1}
     said = ["another training of the same network"] if seeds == {1} else []
     said += ["another training, where a group has one seed"] if 1 in seeds and len(seeds) > 1 else []
-    return [*said, "other images, architectures, ε and training settings", "the effect of making many comparisons at once"]
+    return [
+        *said,
+        "other images, architectures, ε and training settings",
+        "the effect of making many comparisons at once",
+    ]
 
 
 SURE = {
