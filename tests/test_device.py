@@ -13,6 +13,7 @@ from robust_features.attacks import (
     FAB,
     NIFGSM,
     PGD,
+    Adaptive,
     CarliniWagner,
     FeatureGradient,
     Square,
@@ -22,12 +23,16 @@ from robust_features.attacks import (
     square,
 )
 from robust_features.attacks.survivors import PASSES, look
+from robust_features.batches import ImageSet
 from robust_features.dependence import HSIC
+from robust_features.evaluation import attack_all
+from robust_features.hardware import BATCH, BATCH_ON_A_GPU, Hardware
 from robust_features.networks import VGG16, build
 from robust_features.training.objectives import Adversarial
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2"}
 FEW, SMALL = (20, 40), 0.002
+PGD_1 = PGD(epsilon=SMALL, step_size=SMALL, steps=1)
 
 
 class Waits(TorchDispatchMode):
@@ -104,6 +109,22 @@ def test_to_look_seldom_changes_no_result(network, batch, monkeypatch, name, eps
 
 def test_on_a_cpu_what_is_done_leaves_at_once():
     assert all(look(torch.zeros(1), number) for number in range(2 * PASSES))
+
+
+class Roomy(Hardware):
+    """A CPU that takes as many images at once as a GPU."""
+
+    batch = BATCH_ON_A_GPU
+
+
+@pytest.mark.parametrize("attack, batch", [(PGD_1, BATCH_ON_A_GPU), (Adaptive(pgd=PGD_1), BATCH)])
+def test_an_objective_of_the_whole_batch_has_the_same_batch_on_every_machine(network, monkeypatch, attack, batch):
+    sizes = []
+    monkeypatch.setattr(type(attack), "perturb", lambda self, model, x, y, **options: sizes.append(len(x)) or x)
+    black = torch.zeros(BATCH_ON_A_GPU, 3, 32, 32, dtype=torch.uint8), torch.zeros(BATCH_ON_A_GPU, dtype=torch.int64)
+    images = ImageSet(*black, tuple("0123456789"), "black")
+    attack_all(attack, network, images, hardware=Roomy(torch.device("cpu"), "fp32"), seed=0)
+    assert {*sizes} == {batch}
 
 
 @pytest.fixture

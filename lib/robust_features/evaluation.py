@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from robust_features import inputs, noise
-from robust_features.attacks import NIFGSM, PGD, Attack, l2, linf
+from robust_features.attacks import NIFGSM, PGD, Adaptive, Attack, l2, linf
 from robust_features.batches import ImageSet, as_float
-from robust_features.hardware import Hardware, Precision, side_by_side
+from robust_features.hardware import BATCH, Hardware, Precision, side_by_side
 from robust_features.networks import COMPARED, Network, folded, frozen
 from robust_features.statistics import Interval, wilson
 
@@ -46,7 +46,10 @@ def attack_all(
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     precision = crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
-    batch_size = batch_size or hardware.batch
+    same_everywhere = (
+        BATCH if isinstance(attack, Adaptive) else hardware.batch
+    )  # its objective is one of the whole batch
+    batch_size = batch_size or same_everywhere
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)

@@ -44,7 +44,7 @@ class Hardware:
 
     @property
     def batch(self) -> int:
-        """How many images are predicted or attacked at once, unless told; no result depends on it."""
+        """How many images are predicted or attacked at once, unless told; no image's result depends on it."""
         return BATCH if self.device.type == "cpu" else BATCH_ON_A_GPU
 
     def place(self, network: nn.Module) -> nn.Module:
