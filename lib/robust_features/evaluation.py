@@ -46,10 +46,8 @@ def attack_all(
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     precision = crafted_in(attack, network, hardware)
     keys = noise.image_keys(len(images), Generator().manual_seed(seed))
-    same_everywhere = (
-        BATCH if isinstance(attack, Adaptive) else hardware.batch
-    )  # its objective is one of the whole batch
-    batch_size = batch_size or same_everywhere
+    if batch_size is None:  # an objective of the whole batch is not to depend on the machine
+        batch_size = BATCH if isinstance(attack, Adaptive) else hardware.batch
 
     def one_batch(start: int) -> list[Tensor]:
         part = slice(start, start + batch_size)
