@@ -1,11 +1,13 @@
 import io
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from companion.report import curves, figure, images, plain, style
+from companion import claims
+from companion.report import curves, figure, images, landing, plain, style
 
 ODD = ["a$b$", "$", r"\$x$ \alpha", "a_b^c", "<b> & {%#}", r"$\frac{", "ä"]
 
@@ -69,3 +71,19 @@ def test_a_name_has_one_colour_in_all_panels_also_where_some_lack_names():
     plt.close(panels)
     assert colours[1] == {name: colours[0][name] for name in ("densenet", "resnet")}
     assert len({*colours[0].values()}) == 3 and bands[1] == [bands[0][0], bands[0][2]]
+
+
+def test_a_caption_begins_with_what_the_papers_claims_on_the_figure_have_come_to(page, monkeypatch):
+    entry = SimpleNamespace(artefacts=["mine"], ours=False)
+    monkeypatch.setattr(
+        claims, "entries", lambda: {"rises": entry, "ours": SimpleNamespace(artefacts=["mine"], ours=True)}
+    )
+    monkeypatch.setattr(claims, "verdict", lambda id: id)
+    monkeypatch.setattr(landing, "sentence", lambda verdict: f"It {verdict} < there.")
+    rows = pd.DataFrame({"value": [1.0]})
+    assert (
+        "<b>It rises &lt; there.</b> Two bars." in figure(plt.figure(), artefact="mine", alt="Two bars", data=rows).html
+    )
+    assert (
+        "<b>" not in figure(plt.figure(), artefact="other", alt="Two bars", data=rows).html.partition("<figcaption>")[2]
+    )

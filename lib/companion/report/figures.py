@@ -18,6 +18,7 @@ from companion.report.tables import faults
 INK = "#1f2328"  # whatever is drawn in this colour takes the reader's text colour in the SVG
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
 DPI = 150
+FINDINGS = 2  # in a caption; the verdicts below the figure have all
 
 
 def style(*, plots: bool = True) -> None:
@@ -48,8 +49,9 @@ def figure(
 ) -> Shown:
     """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
 
-    `alt` says in words what the figure shows; it is the caption, followed by the `conditions` under which `data` were
-    measured, n, and what their intervals are over. Without an artefact, the figure is only shown."""
+    `alt` says in words what the figure shows. The caption has first what was found, if claims of the papers are judged by
+    the figure, then `alt`, the `conditions` under which `data` were measured, n, and what their intervals are over. Without an
+    artefact, the figure is only shown."""
     with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
         svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
     svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
@@ -69,9 +71,20 @@ def figure(
         write(page_folder() / "figures" / f"{artefact}.{end}", content)
     links = " · ".join(f'<a href="figures/{artefact}.{end}">{end.upper()}</a>' for end in files)
     under = f" <small>{escape(_under(data, conditions))}</small>" if data is not None or conditions else ""
-    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {escape(alt.rstrip("."))}.{under}</figcaption>'
+    said = _found(artefact) if data is not None else ""
+    found = f"<b>{escape(said)}</b> " if said else ""
+    title = f'<figcaption><a href="#{artefact}">{artefact}</a> {found}{escape(alt.rstrip("."))}.{under}</figcaption>'
     title += f"{faults(artefact)}\n<p>{links}</p>"
     return Shown(f'<figure id="{artefact}">\n{image}\n{title}\n</figure>', data)
+
+
+def _found(artefact: str) -> str:
+    """What the papers' claims that are judged by this figure alone have come to, at most FINDINGS of them, in sentences."""
+    from companion.claims import entries, verdict  # which imports this package
+    from companion.report.landing import sentence
+
+    judged = [id for id, entry in entries().items() if entry.artefacts == [artefact] and not entry.ours]
+    return " ".join(sentence(verdict(id)) for id in judged[:FINDINGS])
 
 
 def _under(data: DataFrame | None, conditions: Conditions | None) -> str:
