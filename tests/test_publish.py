@@ -87,7 +87,7 @@ def test_what_is_published_links_only_to_what_is_published_with_it(tmp_path, mon
 PUBLISHED = paths.ROOT / "reports/published/photographs"
 KIM = dict(dataset="cifar10", network="VGG-16, width 1/4")
 ADVERSARIAL = KIM | dict(defence="adversarial")
-ILYAS = dict(dataset="cifar10-25k")
+ILYAS = SPRINGER = dict(dataset="cifar10-25k")
 HEADLINES = {  # README's rows → where their numbers are
     "clean images": ("kim-table-3", ADVERSARIAL | dict(example="clean")),
     "under PGD, all features": ("kim-table-3", ADVERSARIAL | dict(example="pgd")),
@@ -106,6 +106,18 @@ HEADLINES = {  # README's rows → where their numbers are
     "taught by D_R, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d-r", "example": "l2-half"}),
     "taught by D_NR, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d-nr", "example": "l2-half"}),
     "taught by D, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d", "example": "l2-half"}),
+}
+HEADLINES |= {
+    f"{name} network, {shown}": ("springer-table-1", SPRINGER | {"classifier": classifier, "test set": test})
+    for name, classifier, shown, test in (
+        ("standard", "standard", "R 0", "R 0"),
+        ("standard", "standard", "R 1/16", "R 1/16"),
+        ("standard", "standard", "R 1", "R 1"),
+        ("zero-robust", "zero-robust", "test images", "test"),
+        ("zero-robust", "zero-robust", "R 1/8", "R 1/8"),
+        ("negative-robust", "neg-robust", "test images", "test"),
+        ("negative-robust", "neg-robust", "R 1/8", "R 1/8"),
+    )
 }
 
 
