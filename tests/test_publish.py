@@ -78,6 +78,7 @@ def test_what_is_published_links_only_to_what_is_published_with_it(tmp_path, mon
         "../20-other/index.htm",
         "../20-other/x.html#y",
         "gone.png",
+        "../index.html",  # the contents, of a scale whose single sections were published
     ]
     page.write_text("".join(f'<a href="{link}">x</a>' for link in links))
     html = (publish({"scale": "gpu"}, {}) / "11-first/index.html").read_text()

@@ -55,7 +55,7 @@ def _within(html: str, page: Path) -> str:
         place = unquote(re.split("[?#]", link[1])[0])
         return link[0] if not place or ":" in place or (page.parent / place).exists() else ""
 
-    return re.sub(r' href="(?!(?:\.\./)+index\.html)([^"]*)"', kept, html)
+    return re.sub(r' href="(?!(?:\.\./){2,}index\.html)([^"]*)"', kept, html)  # the first page is not made yet
 
 
 def _deeper(html: str) -> str:
