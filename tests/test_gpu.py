@@ -124,7 +124,7 @@ class Plain(Hardware):
         dict(objective=Adversarial(attack=PGD_5)),
         dict(objective=Trades(attack=PGD_5)),
         dict(objective=TradesKim(attack=PGD_5)),
-        dict(objective=Mart(attack=PGD_5), regulariser=IBRAR()),
+        dict(objective=Mart(attack=PGD_5)),
     ],
     ids=lambda changed: changed["objective"].kind,
 )

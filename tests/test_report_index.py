@@ -18,7 +18,7 @@ def companion(**artefacts):
 def make_page(project, name):
     folder = project / "reports/quick" / name
     folder.mkdir(parents=True)
-    (folder / "index.html").touch()
+    (folder / "index.html").write_text('<p id="p-figure-d"><p id="kim-table-2"><p id="kim-figure-5">')
 
 
 def test_the_index_lists_artefacts_thumbnails_and_groundwork(project):
@@ -70,3 +70,10 @@ def test_one_latex_document_inputs_every_table_that_is_made(project):
         and "\\input{11-first/tables/p-table-2}" in latex
         and latex.endswith("\\end{document}\n")
     )
+
+
+def test_an_artefact_that_a_page_lacks_at_this_scale_has_no_link(project):
+    make_page(project, "12-second")
+    (project / "reports/quick/12-second/index.html").write_text('<p id="kim-table-2">')
+    html = index.scale_index(contents.load_run()).read_text("utf-8")
+    assert "12-second/index.html#kim-table-2" in html and "12-second/index.html#kim-figure-5" not in html

@@ -10,7 +10,8 @@ def report(tmp_path, monkeypatch):
     for file in ("11-first/index.html", "groundwork/networks/kim/vgg16.html"):
         path = tmp_path / "reports/quick" / file
         path.parent.mkdir(parents=True)
-        path.write_text('<h2 id="one-two">One &amp; <em>two</em> <a class="anchor" href="#one-two">#</a></h2>')
+        html = '<h2 id="one-two">One &amp; <em>two</em> <a class="anchor" href="#one-two">#</a></h2>'
+        path.write_text(html + '<p id="kim-figure-5"><p id="kim-table-2">')
     return tmp_path / "reports/quick"
 
 

@@ -5,7 +5,8 @@ reads and writes, and the host's, to launch its operations one after the other; 
 narrow and depthwise layers lack in arithmetic they spend on memory, so that their low rates need no number of their own.
 
 Compared with one H200, on random images of 32 pixels: PGD-10 training of a VGG-16 took 14.0 ms a batch of 128 (counted: 13.3)
-and 22 ms a batch of 256 (26.5), of a WRN-28-10 113 ms a batch of 128 (192), PGD-3 training of a ResNet-18 10 ms (10.5).
+and 22 ms a batch of 256 (26.5); with the attack alone recorded, of a WRN-28-10 113 ms a batch of 128 (192), and PGD-3
+training of a ResNet-18 10 ms (10.5).
 """
 
 import math

@@ -26,6 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 class HardwareSettings:
     """`auto` takes a CUDA device where there is one, and bfloat16 where the processor multiplies its matrices in hardware.
 
+    On a GPU, convolutions of float32 are PyTorch's: in TF32, which keeps 10 of 23 bits of what is multiplied.
     Only a network's training, and attacks that follow the gradient to the end, are ever in bfloat16.
     `threads` limits the CPU threads: narrow networks are too small to be shared, and threads that wait for each other are slower.
     """

@@ -18,6 +18,7 @@ from companion.report.tables import faults
 INK = "#1f2328"  # whatever is drawn in this colour takes the reader's text colour in the SVG
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
 DPI = 150
+READABLE = 7  # labels that fit side by side under a small panel
 FINDINGS = 2  # in a caption; the verdicts below the figure have all
 
 
@@ -143,6 +144,7 @@ def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, y
             axis.set_visible(True)
             axis.set_title(plain(f"{label(name)}\n{label(which)}"), fontsize=9)
             axis.tick_params(labelsize=8)
+            axis.tick_params(axis="x", rotation=90 if part[x].nunique() > READABLE else 0)
         first += depth
     drawing.supxlabel(xlabel, fontsize=10)
     drawing.supylabel(ylabel, fontsize=10)

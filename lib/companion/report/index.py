@@ -17,7 +17,7 @@ from companion.report.contents import (
     load_run,
     sections,
 )
-from companion.report.shown import MARKS, chip, picture, write
+from companion.report.shown import MARKS, anchors, chip, picture, write
 
 if TYPE_CHECKING:
     from companion.claims import Verdict
@@ -58,6 +58,7 @@ def scale_index(run: dict[str, Any]) -> Path:
         marks=MARKS,
         picture=lambda page, artefact: picture(target.parent / page.folder, artefact),
         made=lambda file: (target.parent / file).exists(),
+        anchors={page.file: anchors(target.parent / page.file) for page in pages},
         called=called,
         entries=search.entries(run, target.parent),
         library=LIBRARY,

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from companion.report.contents import LIBRARY, Page, called, groundwork, sections
+from companion.report.shown import anchors
 
 HEADING = re.compile(r'<h[23] id="([^"]+)">(.*?)(?: <a [^>]*class="anchor"|</h)')
 
@@ -23,8 +24,10 @@ def _sections(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     for page in sections():
         place = f"{page.companion['paper']}, {page.companion['section']}"
         yield from _page(page, place, folder)
+        there = anchors(folder / page.file)
         for artefact, shows in page.companion["artefacts"].items():
-            yield called(artefact), shows, f"{place}, {artefact}", f"{page.address}#{artefact}"
+            if artefact in there:
+                yield called(artefact), shows, f"{place}, {artefact}", f"{page.address}#{artefact}"
 
 
 def _page(page: Page, place: str, folder: Path) -> Iterator[tuple[str, str, str, str]]:

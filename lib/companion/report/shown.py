@@ -1,5 +1,6 @@
 """Writing a report's files, and showing them in a notebook."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ def picture(folder: Path, artefact: str) -> str:
     found = {end: next(folder.rglob(f"{artefact}.{end}"), None) for end in ("svg", "png")}
     drawn = found["svg"] if found["svg"] and found["svg"].stat().st_size < HEAVY else found["png"]
     return drawn.relative_to(folder).as_posix() if drawn else ""
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to a page may end in: a scale may lack an artefact, such as one of a dataset that it has no networks on."""
+    return {*re.findall(r' id="([^"]+)"', page.read_text("utf-8"))} if page.exists() else set()
 
 
 def chip(word: str, count: int = 0) -> Markup:
