@@ -8,6 +8,7 @@
 # make bench       times the library beside other implementations (README: where they come from)
 # make campaign    kills make reproduce at 20 random moments, and compares its results with an undisturbed run's
 # make publish     copy the report of the scale in params.yaml to reports/published/, which git keeps
+# make fetch       SCALE=photographs: networks published for a scale, so that they need no training
 # make bundle      SCALE=gpu PAPER=kim: what a machine without network, DVC and git needs to run a paper; TO=folder, HAVE=list of its packages
 # make unbundle    FROM=folder: publish what run.py brought back from there
 # make lock        regenerate requirements.txt            make clean  remove results (not downloads, not .venv)
@@ -26,7 +27,7 @@ endif
 PYTHON ?= python3
 # Ctrl-C ends make as well: that the command was stopped need not be said twice.
 QUIETLY = || [ $$? = 130 ]
-.PHONY: reproduce settings plan status test bench campaign lab publish bundle unbundle lock lint pages clean
+.PHONY: reproduce settings plan status test bench campaign lab publish fetch bundle unbundle lock lint pages clean
 
 reproduce: settings
 	@trap : INT; python -m companion engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
@@ -65,10 +66,16 @@ pages: settings
 publish: $(ENV)/installed
 	python -m companion pipeline publish
 
+fetch: $(ENV)/installed
+	@python -m companion.fetched $(SCALE)
+
 bundle: $(ENV)/installed
 	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
 
-unbundle: $(ENV)/installed
+unfetch: $(ENV)/installed
+	@python -m companion.fetched $(SCALE)
+
+bundle: $(ENV)/installed
 	@python -m companion.bundle take $(FROM)
 
 lint: $(ENV)/installed

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from pydantic import AfterValidator, Field
 
-from companion import datasets, distillations, evaluations, records, trained
+from companion import datasets, distillations, evaluations, fetched, records, trained
 from companion.paths import outputs
 from robust_features import hardware
 from robust_features.attacks import Attack
@@ -131,8 +131,12 @@ def _one(
     half = place.with_name(f"{place.name}-{name}")
     shutil.rmtree(half, ignore_errors=True)  # what a killed process left half-written
     with records.unfinished("training", describe(model), trained.tensors(learnt)) as once:
-        found = train(learnt, model, hardware=chosen, resume=once.folder / "state.pt", report=say)
-        trained.save(half / "model", found, model, classes=test.classes)
+        found, commit = fetched.take(once.folder.name, model, hardware=chosen)
+        if found:
+            say(f"fetched, in half precision, as trained at commit {commit}")
+        else:
+            found = train(learnt, model, hardware=chosen, resume=once.folder / "state.pt", report=say)
+        trained.save(half / "model", found, model, classes=test.classes, commit=commit)
         options = dict(hardware=chosen, seed=seed, report=say)
         whole = {*group.images, *group.distil}
         attacked = evaluations.attack_each(attacks, found.network, test, whole=whole, **options)

@@ -40,6 +40,8 @@ def mismatches(run: "Run") -> Iterator[Mismatch]:
         for role in ("sources", "victims"):
             yield from _absent(("transfers", name, role), "group of networks", getattr(transfer, role), run.networks)
     yield from _sections(run)
+    for position, name in enumerate(run.fetch):
+        yield from _absent(("fetch", position), "group of networks", name, run.networks)
     for kind in ("networks", "constructed", "transfers"):
         for name in getattr(run, kind):
             if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):

@@ -56,6 +56,7 @@ class Run:
     constructed: dict[str, Constructions]
     transfers: dict[str, Transfer]
     sections: dict[str, dict[str, Any]]  # what a notebook's `parameters` cell is given
+    fetch: tuple[str, ...] = ()  # groups whose networks are published with the pages, for `make fetch`
 
     def members(self, groups: str) -> dict[str, Training]:
         """The trainings of the groups whose names begin with `groups`, by id <group>/<member>."""

@@ -110,7 +110,18 @@ def publish() -> Path:
     settings = load_run()
     if (paths.REPORTS / settings["scale"]).exists():
         index()  # contents of what is there, even if papers are published one by one
-    return copy_with_manifest(settings, provenance(settings, datetime.now(UTC), 0), lock=locked(paths.ROOT))
+    made = provenance(settings, datetime.now(UTC), 0)
+    return copy_with_manifest(
+        settings, made, lock=locked(paths.ROOT), more=_networks if settings.get("fetch") else None
+    )
+
+
+def _networks(target: Path) -> None:
+    """Write the networks that `make fetch` brings to a folder of published pages."""
+    from companion import fetched, params  # import torch, which pages do not need
+
+    run = params.load()
+    fetched.keep(target / fetched.NETWORKS, run.networks, run.fetch)
 
 
 def index() -> Path:

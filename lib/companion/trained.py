@@ -33,8 +33,8 @@ def tensors(splits: Mapping[str, ImageSet]) -> Iterator[Tensor]:
     return (tensor for part in splits.values() for tensor in (part.images, part.labels))
 
 
-def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[str, ...]) -> None:
-    """Write weights, card and history to a folder."""
+def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[str, ...], commit: str = "") -> None:
+    """Write weights, card and history to a folder; `commit` is where a fetched network was trained."""
     card = {
         "settings": describe(settings),
         "classes": classes,
@@ -43,6 +43,8 @@ def save(folder: Path, trained: Trained, settings: Training, *, classes: tuple[s
     }
     if trained.processes > 1:  # other bits than one process would have found
         card["processes"] = trained.processes
+    if commit:
+        card["fetched"] = commit
     records.save(folder, trained.network.state_dict(), card)
 
 

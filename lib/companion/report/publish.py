@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,11 +16,16 @@ from robust_features.settings import UserError
 
 
 def publish(
-    run: dict[str, Any], provenance: dict[str, Any], source: Path | None = None, lock: dict[str, Any] | None = None
+    run: dict[str, Any],
+    provenance: dict[str, Any],
+    source: Path | None = None,
+    lock: dict[str, Any] | None = None,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
 
-    `source` is another folder to copy, `lock` the entries of dvc.lock that tell from which code, settings and data it was made.
+    `source` is another folder to copy, `lock` the entries of dvc.lock that tell from which code, settings and data it was made;
+    `more` writes what else is published to the folder that it is given.
     Raises UserError if there is no report yet."""
     source, target = source or paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
     if not any(source.glob("*")):
@@ -28,6 +34,8 @@ def publish(
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
         for page in partial.rglob("*.html"):
             page.write_text(_within(_deeper(page.read_text("utf-8")), page), "utf-8")
+        if more:
+            more(partial)
         if lock:
             with (partial / "dvc.lock").open("w", encoding="utf-8") as file:
                 YAML().dump(lock, file)

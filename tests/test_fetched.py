@@ -1,0 +1,81 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from sample_networks import CPU, GROUP, make_group, quick, save_digits
+
+from companion import fetched, groups, mismatches, paths, records, trained
+from robust_features.settings import UserError
+
+
+@pytest.fixture
+def published(data, tmp_path, monkeypatch):
+    """A group's networks, published and fetched; the group itself is gone."""
+    save_digits()
+    make_group("p/g", GROUP, monkeypatch)
+    folder = tmp_path / "reports/published/gpu"
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
+    fetched.keep(folder / fetched.NETWORKS, {"p/g": GROUP}, ["p/g"])
+    (folder / "manifest.json").write_text(json.dumps({"provenance": {"commit": "abc"}}))
+    shutil.move(data / "networks/p/g", tmp_path / "trained")
+    return folder
+
+
+def untrained(*_, **__):
+    raise AssertionError("trained although it was fetched")
+
+
+def test_a_fetched_group_is_not_trained_and_is_the_published_one_to_half_precision(published, tmp_path, monkeypatch):
+    assert fetched.fetch("gpu") == ["p/g/ce", "p/g/ibrar"]
+    monkeypatch.setattr(groups, "train", untrained)
+    lines = make_group("p/g", GROUP, monkeypatch)
+    assert sum("fetched, in half precision, as trained at commit abc" in line for line in lines) == 2
+    for member in ("ce", "ibrar"):
+        network = trained.load(f"p/g/{member}", hardware=CPU)
+        before, card = records.load(tmp_path / "trained" / member / "model"), trained.history(f"p/g/{member}")
+        assert all(value.dtype == before.tensors[name].dtype for name, value in network.state_dict().items())
+        for name, value in network.state_dict().items():
+            assert torch.allclose(value, before.tensors[name], rtol=2**-10, atol=2**-24)
+        assert card["loss"].tolist() == [row["loss"] for row in before.card["history"]]
+        assert records.load(records.folder("model", f"p/g/{member}")).card["fetched"] == "abc"
+
+
+def test_published_networks_take_half_the_space(published, tmp_path):
+    whole, half = (
+        sum(path.stat().st_size for path in place.glob(f"*/**/{records.TENSORS}") if "evaluation" not in path.parts)
+        for place in (tmp_path / "trained", published / fetched.NETWORKS)
+    )
+    assert half < 0.55 * whole
+
+
+def test_a_group_with_other_settings_trains_its_own(published, monkeypatch):
+    fetched.fetch("gpu")
+    changed = {name: replace(model, epochs=2) for name, model in GROUP.members.items()}
+    lines = make_group("p/g", replace(GROUP, members=changed), monkeypatch)
+    assert not any("fetched" in line for line in lines)
+    assert len(trained.history("p/g/ce")) == 2 and "fetched" not in records.load(records.folder("model", "p/g/ce")).card
+
+
+def test_a_scale_without_published_networks_names_those_that_have_some(published):
+    with pytest.raises(
+        UserError, match="SCALE=paper: no networks are published for this scale; scales that have some: gpu"
+    ):
+        fetched.fetch("paper")
+
+
+def test_a_damaged_published_network_is_not_laid_ready(published, data):
+    (published / fetched.NETWORKS / "p/g/ce" / records.TENSORS).write_bytes(b"cut")
+    with pytest.raises(UserError, match="p/g/ce: no whole record"):
+        fetched.fetch("gpu")
+    assert not list((data / "fetched").glob("*"))
+
+
+def test_a_group_to_publish_that_is_none_is_named():
+    (place, said), *more = mismatches.mismatches(replace(quick(), fetch=("kim/vgg61",)))
+    assert (
+        place == ("fetch", 0)
+        and said.startswith("no group of networks 'kim/vgg61'; did you mean 'kim/vgg16'")
+        and not more
+    )
