@@ -75,6 +75,15 @@ def test_a_member_is_its_recipe_as_the_group_the_scale_and_it_itself_change_it()
     assert list(small) == ["a", "plain", "c"]
 
 
+def test_a_scales_null_also_removes_what_a_group_inherits_and_changes():
+    removing = "{mine/main: {each: {network.width: {c: null}}}, mine/other: {members: {b: null}}}"
+    networks = run("small", edited("{mine/main: {members: {b: null}}}", removing))["networks"]
+    assert list(networks["mine/main"]["members"]) == ["a", "b", "plain"]
+    assert list(networks["mine/other"]["members"]) == ["a"]
+    gone = run("small", edited("{mine/main: {members: {b: null}}}", "{mine/other: null}"))
+    assert list(gone["networks"]) == ["mine/main"]
+
+
 def test_a_group_like_another_changes_what_it_says_and_nothing_else():
     group = run("large")["networks"]["mine/other"]
     assert group["reads"] == "datasets/digits" and list(group["members"]) == ["a", "b", "c"]

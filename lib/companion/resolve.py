@@ -36,17 +36,17 @@ def resolve(text: Mapping[str, Any], scale: str) -> Written:
         raise UserError(
             f"params.yaml, scale: no scale '{scale}'{nearest(scale, scales)}; there are {', '.join(scales)}"
         )
-    written = merge(written, scales[scale])
+    written = merge(written, scales[scale], keep=True)
     for key in written:
         if key not in (known := (*PLAIN, *TABLES, "scale", "title", "networks", "constructed", "transfers")):
             raise UserError(
                 f"params.yaml, {written.places[key]}: unknown key{nearest(key, known)}; there are {', '.join(known)}"
             )
-    run = Written({key: written[key] for key in PLAIN if key in written}, written.places)
+    run = Written({key: _whole(written[key]) for key in PLAIN if key in written}, written.places)
     run |= {"scale": scale, "title": written["title"]}
     for kind, spelt_out in (("networks", _group), ("constructed", _as_written), ("transfers", _transfer)):
         run[kind] = Written({}, written[kind].places)
-        for name in written[kind]:
+        for name in [name for name, entry in written[kind].items() if entry is not None]:
             try:
                 form = _inherit(name, written[kind], f"{kind}.{name}", key="like")
                 run[kind][name] = spelt_out(form, written)
@@ -56,18 +56,25 @@ def resolve(text: Mapping[str, Any], scale: str) -> Written:
     return run
 
 
-def merge(first: Any, second: Any) -> Any:
-    """`second` over `first`."""
+def merge(first: Any, second: Any, *, keep: bool = False) -> Any:
+    """`second` over `first`; with `keep`, its nulls stay, for what the entry inherits from others has yet to be removed."""
     if not (isinstance(first, Written) and isinstance(second, Written)):
         return second
     if "kind" in second and second["kind"] != first.get("kind"):
         return second
     both = dict(first)
     for key, value in second.items():
-        both[key] = merge(first[key], value) if key in first else value
-        if value is None and key in first:
+        both[key] = merge(first[key], value, keep=keep) if key in first else value
+        if value is None and key in first and not keep:
             del both[key]
     return Written(both, {**first.places, **second.places})
+
+
+def _whole(value: Any) -> Any:
+    """`value` without its nulls."""
+    if not isinstance(value, Written):
+        return value
+    return Written({key: _whole(part) for key, part in value.items() if part is not None}, value.places)
 
 
 def place_of(run: Written, location: tuple[Any, ...]) -> str:
@@ -96,8 +103,9 @@ def _named(key: str, value: Any) -> Any:
 
 def _inherit(name: str, table: Mapping[str, Any], place: str, key: str = "from") -> Written:
     """An entry of a table with what it takes from another entry."""
-    if name not in table:
-        raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, table)}; there are {', '.join(table)}")
+    if table.get(name) is None:
+        known = [name for name, entry in table.items() if entry is not None]
+        raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, known)}; there are {', '.join(known)}")
     return _from(table[name], table, place, key)
 
 
@@ -111,17 +119,17 @@ def _from(entry: Written, table: Mapping[str, Any], place: str, key: str = "from
 def _group(form: Written, text: Written) -> Written:
     """A group with the training of every member spelt out, and what its stage reads."""
     if "recipe" not in form:
-        known = [name for name, other in text["networks"].items() if "recipe" in other or "like" in other]
+        known = [name for name, other in text["networks"].items() if other and ("recipe" in other or "like" in other)]
         place = next(iter(form.places.values()), "networks").rpartition(".")[0]
         raise UserError(f"params.yaml, {place}: needs `recipe`, or `like` and one of {', '.join(known)}")
-    recipe = _inherit(form["recipe"], text["recipes"], form.places["recipe"])
+    recipe = _whole(_inherit(form["recipe"], text["recipes"], form.places["recipe"]))
     base = merge(recipe, form.get("base", Written({}, {})))
     written = form.get("members", Written({}, {}))
     members = {name: merge(base, changes) for name, changes in written.items() if changes is not None}
     places = dict(written.places)
     for path, values in form.get("each", {}).items():
         places |= values.places
-        for name, value in values.items():
+        for name, value in _whole(values).items():
             members[name] = merge(members.get(name, base), _nested(path, value, values.places[name]))
     spelt = {name: _member(member, text) for name, member in members.items()}
     sources = {member["dataset"] for member in spelt.values()}
@@ -167,7 +175,7 @@ def _attacks(form: Written, text: Written, dataset: str) -> Written:
         raise UserError(f"params.yaml, {chosen.places['table']}: no table of attacks '{chosen['table']}'{near}")
     table = merge(text["attacks"][chosen["table"]], chosen.get("change", Written({}, {})))
     changed = Written({**text, "attacks": {**text["attacks"], chosen["table"]: table}}, text.places)
-    names = chosen.get("names") or list(table)
+    names = chosen.get("names") or list(_whole(table))
     reference = {name: Written({"from": name}, {"from": chosen.places["table"]}) for name in names}
     found = {name: _attack(each, changed, chosen["table"], dataset) for name, each in reference.items()}
     return Written(found, table.places)
@@ -175,7 +183,7 @@ def _attacks(form: Written, text: Written, dataset: str) -> Written:
 
 def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written:
     """An attack with its ε, from `threat` if it has none of its own, and its step in pixels."""
-    found = dict(whole := _from(attack, text["attacks"][table], table))
+    found = dict(whole := _whole(_from(attack, text["attacks"][table], table)))
     step, share = found.pop("step", None), found.pop("share", None)
     ball = found.pop("ball", found.get("kind") not in UNBOUNDED)
     if found.get("kind") == "adaptive":
@@ -186,7 +194,7 @@ def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written
     if step is not None and "step_size" not in found:
         found["step_size"] = _times(step, found["epsilon"])
     places = {"epsilon": f"threat.{dataset}", "step_size": whole.places.get("step", table), **whole.places}
-    return Written({key: value for key, value in found.items() if value is not None}, places)
+    return Written(found, places)
 
 
 def _threat(text: Written, dataset: str, norm: str, attack: Written) -> Any:
@@ -199,7 +207,7 @@ def _threat(text: Written, dataset: str, norm: str, attack: Written) -> Any:
 
 
 def _as_written(form: Written, text: Written) -> Written:
-    return form
+    return _whole(form)
 
 
 def _transfer(form: Written, text: Written) -> Written:
