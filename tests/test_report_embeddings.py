@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from companion.report.embeddings import grid, tsne
+from companion.report.embeddings import grid, neighbours, tsne
 from robust_features.settings import UserError
 
 RANDOM = np.random.default_rng(0).random((20, 5))
@@ -60,3 +60,20 @@ def test_a_class_has_its_own_colour_and_name_where_the_first_is_absent():
     assert [text.get_text() for text in legend.get_texts()] == [r"\$a", r"\$b", r"$\_$c"]
     assert {*map(tuple, cloud.to_rgba(cloud.get_array()))} == {tuple(colours["b"]), tuple(colours["c"])}
     plt.close(drawing)
+
+
+def test_each_image_is_judged_by_the_others_that_are_nearest():
+    line, labels = np.array([0.0, 1.0, 2.1, 10.0, 11.0, 12.1]), [0, 0, 1, 1, 1, 0]
+    found = neighbours(line, labels, count=2)
+    assert found.n == 6 and found.value == pytest.approx(100 * 2 / 6)
+    assert neighbours(line, labels, count=1).value == pytest.approx(100 * 4 / 6)
+
+
+def test_clusters_have_neighbours_of_their_class_and_noise_has_not():
+    draw, labels = np.random.default_rng(1), np.repeat([0, 1], 200)
+    planted = draw.normal(size=(400, 2, 2)) + 20 * labels[:, None, None]
+    assert neighbours(planted, labels).value == 100
+    noise = neighbours(draw.normal(size=(400, 4)), labels)
+    assert noise.low < 50 < noise.high
+    with pytest.raises(UserError, match="nearest neighbours: the features of 1 of 20 images are not finite"):
+        neighbours(np.where(np.arange(100).reshape(20, 5) == 7, np.nan, RANDOM), np.zeros(20, int))

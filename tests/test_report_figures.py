@@ -87,3 +87,5 @@ def test_a_caption_begins_with_what_the_papers_claims_on_the_figure_have_come_to
     assert (
         "<b>" not in figure(plt.figure(), artefact="other", alt="Two bars", data=rows).html.partition("<figcaption>")[2]
     )
+    told = figure(plt.figure(), artefact="mine", alt="Two bars", data=rows, finding="The second is higher.").html
+    assert "<b>It rises &lt; there. The second is higher.</b> Two bars." in told

@@ -1,4 +1,4 @@
-"""t-SNE of features (van der Maaten and Hinton 2008), and its grid of panels."""
+"""Where features lie: t-SNE (van der Maaten and Hinton 2008) and its grid of panels; whose features are nearest."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from companion.report.figures import plain
 from robust_features.settings import UserError
+from robust_features.statistics import Interval, wilson
 
 SYMBOLS = {"Z": "$Z$", "Z_r": "$Z_r$", "Z_nr": "$Z_{nr}$", "T": "$T$"}
 ALIKE = "all features alike"
@@ -25,20 +26,38 @@ def tsne(
     frames = []
     for example, kinds in parts.items():
         for kind, features in kinds.items():
-            if len(features) != len(labels):
-                raise ValueError(f"{example}, {kind}: features of {len(features)} images, labels of {len(labels)}")
-            flat = np.asarray(features).reshape(len(labels), int(np.prod(np.shape(features)[1:])))
-            if odd := int((~np.isfinite(flat)).any(axis=1).sum()):
-                raise UserError(
-                    f"t-SNE of {example}, {kind}: the features of {odd} of {len(flat)} images are not finite; "
-                    "look at the network's weights, training may have diverged"
-                )
-            points, note = _embed(flat, perplexity, seed)
+            points, note = _embed(_flat(features, labels, f"t-SNE of {example}, {kind}"), perplexity, seed)
             frame = pd.DataFrame(points, columns=["x", "y"])
             frame = frame.assign(example=example, features=kind, label=np.asarray(labels))
             frames.append(frame.assign(note=note) if note else frame)
     found = pd.concat(frames, ignore_index=True)
     return found.fillna({"note": ""}) if "note" in found else found
+
+
+def neighbours(features: ArrayLike, labels: ArrayLike, *, count: int = 10) -> Interval:
+    """How many images, in percent, have the class that most of the `count` nearest other images have, by (N, …) features.
+
+    Distances are Euclidean; of classes that are equally frequent the lowest index counts, and of N images or fewer all
+    others are asked. Raises UserError for features that are not finite."""
+    from sklearn.neighbors import NearestNeighbors
+
+    labels, flat = np.asarray(labels), _flat(features, labels, "nearest neighbours")
+    found = NearestNeighbors(n_neighbors=min(count, len(flat) - 1)).fit(flat).kneighbors(return_distance=False)
+    votes = np.array([np.bincount(labels[others]).argmax() for others in found])
+    return wilson(int((votes == labels).sum()), len(labels))
+
+
+def _flat(features: ArrayLike, labels: ArrayLike, what: str) -> NDArray:
+    """Features as (N, D), which have to be finite, and of as many images as there are labels."""
+    if len(features) != len(labels):
+        raise ValueError(f"{what}: features of {len(features)} images, labels of {len(labels)}")
+    flat = np.asarray(features).reshape(len(labels), int(np.prod(np.shape(features)[1:])))
+    if odd := int((~np.isfinite(flat)).any(axis=1).sum()):
+        raise UserError(
+            f"{what}: the features of {odd} of {len(flat)} images are not finite; "
+            "look at the network's weights, training may have diverged"
+        )
+    return flat
 
 
 def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:

@@ -47,12 +47,13 @@ def figure(
     artefact: str | None = None,
     data: DataFrame | None = None,
     conditions: Conditions | None = None,
+    finding: str = "",
 ) -> Shown:
     """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
 
-    `alt` says in words what the figure shows. The caption has first what was found, if claims of the papers are judged by
-    the figure, then `alt`, the `conditions` under which `data` were measured, n, and what their intervals are over. Without an
-    artefact, the figure is only shown."""
+    `alt` says in words what the figure shows, `finding` what was found, in a sentence of the rows. The caption begins with what
+    claims of the papers that are judged by the figure have come to, and with the finding; then come `alt`, the `conditions`
+    under which `data` were measured, n, and what their intervals are over. Without an artefact, the figure is only shown."""
     with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
         svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
     svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
@@ -72,7 +73,7 @@ def figure(
         write(page_folder() / "figures" / f"{artefact}.{end}", content)
     links = " · ".join(f'<a href="figures/{artefact}.{end}">{end.upper()}</a>' for end in files)
     under = f" <small>{escape(_under(data, conditions))}</small>" if data is not None or conditions else ""
-    said = _found(artefact) if data is not None else ""
+    said = " ".join(filter(None, [_found(artefact) if data is not None else "", finding]))
     found = f"<b>{escape(said)}</b> " if said else ""
     title = f'<figcaption><a href="#{artefact}">{artefact}</a> {found}{escape(alt.rstrip("."))}.{under}</figcaption>'
     title += f"{faults(artefact)}\n<p>{links}</p>"
