@@ -72,10 +72,7 @@ fetch: $(ENV)/installed
 bundle: $(ENV)/installed
 	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
 
-unfetch: $(ENV)/installed
-	@python -m companion.fetched $(SCALE)
-
-bundle: $(ENV)/installed
+unbundle: $(ENV)/installed
 	@python -m companion.bundle take $(FROM)
 
 lint: $(ENV)/installed

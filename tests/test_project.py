@@ -128,7 +128,9 @@ def test_make_uses_an_active_conda_environment_and_builds_no_second_one(tmp_path
         (tmp_path / name).touch()
     own = {name: value for name, value in os.environ.items() if not name.startswith(("CONDA", "MAKE", "MFLAGS"))}
     env = own | active | ({"CONDA_PREFIX": "/opt/env"} if active else {})
-    said = subprocess.run(["make", "-n", "settings"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    found = subprocess.run(["make", "-n", "settings"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    said = found.stdout
+    assert not found.stderr, "such as a target that is there twice"
     assert f"--python {used}/bin/python" in said and ("-m venv" in said) == (used == ".venv")
     assert ("/opt/env" in said) == (used == "/opt/env")
 
