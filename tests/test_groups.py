@@ -79,6 +79,15 @@ def test_the_history_has_a_row_a_member_and_epoch(make):
     assert history["attacked"].isna().tolist() == [False, False, True] and history.index.tolist() == [0, 1, 2]
 
 
+def test_the_history_of_chosen_seeds_has_the_rows_of_each(make):
+    make("p/g", replace(GROUP, members={"a": CE}, seeds=(4, 1, 7), attacks={}))
+    group = Group(members={"a": CE}, seeds=(4, 1, 7), reads="")
+    assert groups.history("p/g", group)["seed"].tolist() == [4]
+    both = groups.history("p/g", group, seeds=(7, 4))
+    assert both[["member", "seed"]].to_numpy().tolist() == [["a", 4], ["a", 7]]
+    assert both["loss"].tolist() == [trained.history(f"p/g/{run}")["loss"][0] for run in ("a", "a-seed7")]
+
+
 def test_an_interrupted_group_goes_on_with_what_is_missing(make, data, monkeypatch):
     broken = replace(GROUP, members=GROUP.members | {"ibrar": replace(CE, regulariser=IBRAR(layers=("none",)))})
     with pytest.raises(Exception, match="no stage 'none'"):

@@ -111,11 +111,17 @@ def accuracies(name: str, group: Group, *, only: Collection[str] = ()) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def history(name: str, group: Group) -> pd.DataFrame:
-    """One row per member and epoch, for the first seed: member, epoch, loss, validation accuracy clean and attacked (percent)."""
-    return pd.concat(trained.history(f"{name}/{member}").assign(member=member) for member in group.members).reset_index(
-        drop=True
-    )
+def history(name: str, group: Group, *, seeds: Collection[int] = ()) -> pd.DataFrame:
+    """One row per member and epoch: member, seed, epoch, loss, validation accuracy clean and attacked (percent).
+
+    Of each member's runs the first alone, or those with one of `seeds`."""
+    rows = [
+        trained.history(f"{name}/{run}").assign(member=member, seed=model.seed)
+        for member in group.members
+        for run, model in group.runs(member).items()
+        if model.seed in (seeds or group.seeds[:1])
+    ]
+    return pd.concat(rows, ignore_index=True)
 
 
 def _one(
