@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from ruamel.yaml import YAML
+from sample_networks import quick
 
-from companion import engine
+from companion import engine, params
 
 pytestmark = pytest.mark.pipeline
 GRAPH = """
@@ -238,6 +239,15 @@ def scheduler(project):
     for process in reversed(pool):
         process.kill()
         process.wait()
+
+
+def test_what_a_scale_takes_that_has_not_run_is_counted(monkeypatch):
+    monkeypatch.setattr(params, "load", quick)
+    stages = ["networks@kim/vgg16", "networks@xu/layers", "kim@10"]
+    found = engine.expected(stages, {"kim@10": 2.0, "networks@xu/layers": 3.0})
+    assert found["networks@kim/vgg16"] > found["networks@xu/vgg16"] > 0 and found["networks@xu/layers"] == 3
+    known = {"networks@kim/vgg16": 1.0, "networks@xu/layers": 3.0}
+    assert engine.expected(stages, known) == known
 
 
 def test_workers_of_a_running_scheduler_do_the_work_each_class_its_own(project, scheduler):

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ ALL = frozenset({"cpu", "gpu"})  # the classes of slots
 EVERY = 20  # seconds between two writings of dvc.lock
 ATTEMPTS = 2  # at a stage whose worker dies
 LOGS = "logs"
+PASSES = 1000  # through a network, forward and back, in a second on a CPU core: about what photographs take
 RECORDED = "benchmarks/results/stages/*.json"  # runs of whole scales, by machine
 
 
@@ -225,7 +226,7 @@ class Engine:
 
     def _urgency(self) -> dict[PipelineStage, float]:
         """Seconds from a stage's start to the end of the longest chain of stages that need it, as far as is known."""
-        known = usual(_scale(), self.durations)
+        known = expected([stage.addressing for stage in self.graph], usual(_scale(), self.durations))
         average = sum(known.values()) / len(known) if known else 1.0
         urgency: dict[PipelineStage, float] = {}
         for stage in nx.topological_sort(self.graph):
@@ -370,6 +371,16 @@ def usual(scale: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     recorded = [json.loads(path.read_text("utf-8"))["stages"] for path in sorted(paths.ROOT.glob(RECORDED))]
     entries = [item for run in [*recorded, own] for item in run.items()]
     return {name: entry["seconds"] for name, entry in entries if entry.get("scale") == scale}
+
+
+def expected(stages: Iterable[str], known: Mapping[str, float]) -> dict[str, float]:
+    """Seconds for stages: where they are not known, by the passes through networks that are counted. Only the order matters."""
+    heavy = ("networks@", "construct@", "transfer@")
+    if not paths.RUN.exists() or all(name in known for name in stages if name.startswith(heavy)):
+        return dict(known)
+    from companion import params, plan  # import torch, which takes seconds
+
+    return {name: passes / PASSES for name, passes in plan.counts(params.load()).items()} | dict(known)
 
 
 def _scale() -> str:

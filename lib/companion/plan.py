@@ -145,6 +145,14 @@ def works(run: Run) -> Iterator[Work]:
                 yield Work(*about, "forward", count * victims, _batches(count) * victims)
 
 
+def counts(run: Run) -> dict[str, float]:
+    """Passes of every heavy stage of a scale."""
+    found: dict[str, float] = {}
+    for work in works(run):
+        found[work.stage] = found.get(work.stage, 0.0) + work.passes
+    return found
+
+
 def timed(network: NetworkSettings, size: int, chosen: Hardware) -> tuple[float, float]:
     """Seconds of one image's pass through a network, and through its head, in the precision that it is trained in."""
     built = chosen.place(build(network, CLASSES, seed=0)).train()
