@@ -35,6 +35,7 @@ def mismatches(run: "Run") -> Iterator[Mismatch]:
     yield from _boundless(run)
     yield from _networks(run)
     yield from _constructed(run)
+    yield from _of_one_origin(run)
     for name, transfer in run.transfers.items():
         yield from _absent(("transfers", name, "dataset"), "dataset", transfer.dataset, run.datasets)
         for role in ("sources", "victims"):
@@ -85,6 +86,37 @@ def _constructed(run: "Run") -> Iterator[Mismatch]:
             known = [EVERY, *run.networks[entry.networks].trainings]
             for key, recipe in entry.sets.items():
                 yield from _absent(("constructed", name, "sets", key, "by"), "member", recipe.by, known)
+
+
+def _of_one_origin(run: "Run") -> Iterator[Mismatch]:
+    """Networks that begin with the very weights of the one that made their images: these tell them more than they tell others.
+
+    A VGG-16 of its maker's seed learnt 41 % of CIFAR-10's test images from D_rand, others 11 to 18 %."""
+    makers = {
+        id: (f"{entry.networks}/{member}", run.networks[entry.networks].trainings.get(member))
+        for name, entry in run.constructed.items()
+        if entry.networks in run.networks
+        for id, (_, member) in entry.ids(name, [*run.networks[entry.networks].trainings]).items()
+    }
+    pairs = [
+        (name, run_name, model, *makers[model.dataset])
+        for name, group in run.networks.items()
+        for run_name, model in group.trainings.items()
+        if model.dataset in makers
+    ]
+    pairs += [
+        (transfer.victims, run_name, model, f"{transfer.sources}/{member}", source)
+        for transfer in run.transfers.values()
+        if {transfer.sources, transfer.victims} <= {*run.networks}
+        for run_name, model in run.networks[transfer.victims].trainings.items()
+        for member, source in run.networks[transfer.sources].trainings.items()
+    ]
+    for group, name, model, maker, source in pairs:
+        if source and (model.network, model.seed) == (source.network, source.seed):
+            said = (
+                f"{name} begins with the weights that {maker} began with, which makes its images; choose another seed"
+            )
+            yield ("networks", group, "seeds"), said
 
 
 def _made(run: "Run") -> dict[str, str]:
