@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import get_type_hints
@@ -19,7 +19,7 @@ import robust_features
 from companion import mismatches, params, paths
 from companion.datasets import ImageFolder
 from robust_features.attacks import NIFGSM, PGD
-from robust_features.networks import Victim, build
+from robust_features.networks import VGG16, Victim, build
 from robust_features.settings import UserError
 from robust_features.training import SGD
 
@@ -239,6 +239,26 @@ def test_a_run_yaml_of_other_settings_is_refused_and_comments_are_no_settings(pr
     paths.PARAMS.write_text(TEXT.replace("seed: 0", "seed: 1", 1), "utf-8")
     with pytest.raises(UserError, match="made of another params.yaml.*run `make`"):
         params.split(project / "out")
+
+
+def test_a_network_that_shares_its_initial_weights_with_the_maker_of_its_images_is_refused(runs):
+    run = runs["photographs"]
+    assert not [*mismatches.mismatches(run)]
+    learner = replace(run.networks["springer/trained"], seeds=(1, 0))
+    (place, said), (_, other) = mismatches.mismatches(
+        replace(run, networks={**run.networks, "springer/trained": learner})
+    )
+    assert place == ("networks", "springer/trained", "seeds")
+    assert (
+        said.startswith("zero-seed0 begins with the weights that springer/sources/eps-0 began with") and "neg" in other
+    )
+    source = run.networks["springer/sources"].members["eps-1"]
+    victims = replace(
+        run.networks["springer/victims"], members={"same": source, "wider": replace(source, network=VGG16())}
+    )
+    found = [*mismatches.mismatches(replace(run, networks={**run.networks, "springer/victims": victims}))]
+    assert {place for place, _ in found} == {("networks", "springer/victims", "seeds")}
+    assert all(said.startswith("same begins with the weights that ") for _, said in found)
 
 
 def test_the_run_is_written_an_entry_a_file_and_what_is_gone_is_deleted(project):
