@@ -258,8 +258,10 @@ def test_one_seed_is_said_and_several_are_what_intervals_are_over(page):
     for seeds, said in ((1, "over test images, one seed per network"), (3, "over 3 seeds per network")):
         keep(page, rows(90, 50).assign(seeds=seeds))
         assert said in verdict("kim-robust-features-hold").counts
-    keep(page, rows(90, 50, spread=0))
+    keep(page, rows(90, 50, spread=0).assign(n=float("nan")))
     assert "exact values" in verdict("kim-robust-features-hold").counts
+    keep(page, rows(0, 0, spread=0).assign(n=3, seeds=3))
+    assert "over 3 seeds per network" in verdict("kim-robust-features-hold").counts, "as where no image is right"
 
 
 def test_datasets_and_networks_that_a_reader_brought_have_no_vote(page, monkeypatch):

@@ -210,7 +210,8 @@ def _unmatched(rule: Rule, rows: pd.DataFrame) -> str:
 
 def _over(rows: pd.DataFrame) -> str:
     """What the intervals are over, by the number of seeds that the rows' captions state."""
-    if (rows["low"] == rows["high"]).all():
+    counted = pd.to_numeric(rows["n"], errors="coerce").notna().any() if "n" in rows else False
+    if (rows["low"] == rows["high"]).all() and not counted:  # an accuracy of zero in every seed has no width, either
         return EXACT
     seeds = sorted({*pd.to_numeric(rows["seeds"], errors="coerce").dropna().astype(int)}) if "seeds" in rows else []
     if not seeds:
