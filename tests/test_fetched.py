@@ -1,13 +1,24 @@
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from pydantic import TypeAdapter
 from sample_networks import CPU, GROUP, make_group, quick, save_digits
 
-from companion import fetched, groups, mismatches, paths, records, trained
+from companion import datasets, fetched, groups, mismatches, paths, records, trained
+from companion.datasets import DatasetSettings, archives
+from robust_features.batches import as_float
+from robust_features.evaluation import predict
 from robust_features.settings import UserError
+from robust_features.training import Training
+
+REAL = os.environ.get(archives.ELSEWHERE, "")
+PUBLISHED = paths.ROOT / "reports/published/photographs"
 
 
 @pytest.fixture
@@ -79,3 +90,27 @@ def test_a_group_to_publish_that_is_none_is_named():
         and said.startswith("no group of networks 'kim/vgg61'; did you mean 'kim/vgg16'")
         and not more
     )
+
+
+def test_the_published_networks_are_small_enough_for_git():
+    sizes = [path.stat().st_size for path in (PUBLISHED / fetched.NETWORKS).rglob("*") if path.is_file()]
+    assert sizes and sum(sizes) <= 12e6
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (Path(REAL) / "cifar-10-batches-py").is_dir(), reason="ROBUST_FEATURES_DATA has no CIFAR-10")
+def test_the_published_networks_give_the_published_clean_accuracies(data, monkeypatch):
+    monkeypatch.setenv(archives.ELSEWHERE, REAL)
+    settings = json.loads((PUBLISHED / "manifest.json").read_text("utf-8"))["params"]["datasets"]["cifar10"]
+    test = datasets.read(TypeAdapter(DatasetSettings).validate_python(settings), seed=0)["test"]
+    table = pd.read_csv(PUBLISHED / "15-kim-4-attack/tables/kim-table-3.csv")
+    own = table[(table["dataset"] == "cifar10") & (table["example"] == "clean")].dropna(subset="ours")
+    clean = own.set_index("defence")["ours"]
+    fetched.fetch("photographs")
+    for defence in ("adversarial", "trades", "mart"):
+        card = records.load(PUBLISHED / fetched.NETWORKS / "kim/vgg16" / defence).card
+        model = TypeAdapter(Training).validate_python(card["settings"])
+        found, _ = fetched.take(card["training"], model, hardware=CPU)
+        predicted = predict(found.network, as_float(test.images), hardware=CPU).argmax(1)
+        accuracy = 100 * (predicted == test.labels).float().mean().item()
+        assert accuracy == pytest.approx(clean[defence], abs=0.3), defence  # weights are rounded to half precision

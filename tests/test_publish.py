@@ -88,7 +88,7 @@ def test_what_is_published_links_only_to_what_is_published_with_it(tmp_path, mon
 PUBLISHED = paths.ROOT / "reports/published/photographs"
 KIM = dict(dataset="cifar10", network="VGG-16, width 1/4")
 ADVERSARIAL = KIM | dict(defence="adversarial")
-ILYAS = SPRINGER = dict(dataset="cifar10-25k")
+ILYAS = SPRINGER = XU = dict(dataset="cifar10-25k")
 HEADLINES = {  # README's rows → where their numbers are
     "clean images": ("kim-table-3", ADVERSARIAL | dict(example="clean")),
     "under PGD, all features": ("kim-table-3", ADVERSARIAL | dict(example="pgd")),
@@ -108,6 +108,15 @@ HEADLINES = {  # README's rows → where their numbers are
     "taught by D_NR, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d-nr", "example": "l2-half"}),
     "taught by D, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d", "example": "l2-half"}),
 }
+HEADLINES |= {
+    f"{name}, {shown}": (artefact, XU | where | dict(example=example))
+    for name, artefact, where in (
+        ("PGD training", "xu-table-1", dict(method="pgd", loss="plain")),
+        ("PGD training with IB-RAR", "xu-table-1", dict(method="pgd", loss="ib-rar")),
+        ("IB-RAR alone", "xu-table-3", dict(layer="rob")),
+    )
+    for shown, example in (("on clean images", "clean"), ("under the paper's PGD", "pgd"))
+} | {"IB-RAR alone, under any of seven attacks": ("xu-masking", XU | {"member": "rob", "example": "worst case"})}
 HEADLINES |= {
     f"{name} network, {shown}": ("springer-table-1", SPRINGER | {"classifier": classifier, "test set": test})
     for name, classifier, shown, test in (
