@@ -91,7 +91,7 @@ def _constructed(run: "Run") -> Iterator[Mismatch]:
 def _of_one_origin(run: "Run") -> Iterator[Mismatch]:
     """Networks that begin with the very weights of the one that made their images: these tell them more than they tell others.
 
-    A VGG-16 of its maker's seed learnt 41 % of CIFAR-10's test images from D_rand, others 11 to 18 %."""
+    A VGG-16 of its maker's seed learnt 41 % of CIFAR-10's test images from D_rand, others 10 to 18 %."""
     makers = {
         id: (f"{entry.networks}/{member}", run.networks[entry.networks].trainings.get(member))
         for name, entry in run.constructed.items()
