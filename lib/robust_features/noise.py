@@ -9,11 +9,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
-MASK = 0xFFFFFFFF
-
 
 def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
-    """(count,) int64 keys below 2³²; splitting `count` over several calls gives the same keys.
+    """(count,) int32 keys; splitting `count` over several calls gives the same keys.
 
     Keys that were drawn before are passed on unchanged: an attack made of attacks keeps each image's own.
 
@@ -24,20 +22,20 @@ def image_keys(count: int, generator: Generator | Tensor) -> Tensor:
     """
     if isinstance(generator, Tensor):
         return generator
-    return torch.randint(MASK + 1, (count,), generator=generator, device=generator.device)
+    return _wrapped(torch.randint(2**32, (count,), generator=generator, device=generator.device))
 
 
 def derived(keys: Tensor, number: int | Tensor) -> Tensor:
     """(N,) other keys, independent of `keys` and of those of another `number` (one for all, or one per key)."""
-    return _mix(_mix(keys) ^ ((number + 1) * 0x85EBCA6B & MASK))
+    return _mix(_mix(keys) ^ _wrapped((number + 1) * 0x85EBCA6B))
 
 
 def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int | Tensor = 0) -> Tensor:
     """(N, *shape) float32, uniform on the open interval (0, 1); `draw` numbers the independent draws of one key."""
-    elements = torch.arange(math.prod(shape), device=keys.device)
-    streams = _mix(_mix(keys) ^ ((draw + 1) * 0x9E3779B1 & MASK))
-    bits = _mix((_mix(elements ^ streams[:, None]) + streams[:, None]) & MASK)
-    return ((bits >> 9).float() + 0.5).div_(1 << 23).view(-1, *shape)  # 24 bits of mantissa: exact
+    elements = torch.arange(math.prod(shape), dtype=torch.int32, device=keys.device)
+    streams = _mix(_mix(keys) ^ _wrapped((draw + 1) * 0x9E3779B1))[:, None]
+    bits = _mix(_mix(elements ^ streams) + streams)
+    return ((bits >> 9 & 0x7FFFFF).float() + 0.5).div_(1 << 23).view(-1, *shape)  # 24 bits of mantissa: exact
 
 
 def below(bound: int, keys: Tensor) -> Tensor:
@@ -55,7 +53,17 @@ def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int | Ten
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers in which every input bit flips every output bit half of the time (Mueller's hash)."""
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & MASK
-    x = ((x ^ (x >> 16)) * 0x45D9F3B) & MASK
-    return x ^ (x >> 16)
+    """A bijection of int32 in which every input bit flips every output bit half of the time (Mueller's hash).
+
+    Products wrap modulo 2³²; shifts keep the sign, whose copies are masked out. Processors multiply twice as many and more
+    integers of 32 bits at once than of 64.
+    """
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x45D9F3B
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x45D9F3B
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _wrapped(x: int | Tensor) -> int | Tensor:
+    """Modulo 2³², as the int32 of these bits."""
+    x = (x + 2**31) % 2**32 - 2**31
+    return x.int() if isinstance(x, Tensor) else x
