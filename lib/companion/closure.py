@@ -5,22 +5,29 @@ import hashlib
 import io
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from companion import paths
 from robust_features.files import atomic
 
 PACKAGES = ("robust_features", "companion")
 REPORT = ("companion.pipeline", "companion.report.page", "companion.report.index")  # what renders pages
+ATTACKS = "robust_features.attacks"
+ENTRIES = {
+    "02-networks": "networks",
+    "03-constructed": "constructed",
+    "04-transfer": "transfers",
+}  # that a notebook runs for
 
 
-def write(folder: Path) -> Path:
-    """Write <notebook>.json for every notebook, and report.json: checksums by module, which stages depend on.
+def write(folder: Path, run: Mapping[str, Any]) -> Path:
+    """Write <notebook>.json, for groundwork <notebook>/<entry of `run`>.json, and report.json: checksums that stages depend on.
 
     Prose, comments and docstrings do not count: changing them makes nothing stale. For groundwork, neither does the code that
-    draws its page: a figure's look does not retrain networks.
+    draws its page, nor an attack that its entry does not name: a figure's look, or a new attack, does not retrain networks.
     """
     files = sorted(
         path
@@ -32,24 +39,34 @@ def write(folder: Path) -> Path:
         partial.mkdir()
         for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
             code = notebook_code(path)
-            modules = checksums(code, without="companion.report" if path.stem.startswith("0") else "")
-            _dump(partial / f"{path.stem}.json", {path.name: _checksum(code)} | modules)
+            own, aside = {path.name: _checksum(code)}, "companion.report" if path.stem.startswith("0") else ""
+            if path.stem not in ENTRIES:
+                _dump(partial / f"{path.stem}.json", own | checksums(code, without=aside))
+                continue
+            for key, entry in run[ENTRIES[path.stem]].items():
+                named = checksums(code, without=aside, kinds={*_kinds(entry)})
+                _dump(partial / path.stem / f"{key}.json", own | named)
         _dump(partial / "report.json", shown | checksums("\n".join(f"import {name}" for name in REPORT)))
     return folder
 
 
-def checksums(source: str, *, without: str = "") -> dict[str, str]:
-    """Checksums of our modules that `source` imports, directly or not, except through the package `without`."""
-    modules = closure(source, without=without)
+def checksums(source: str, *, without: str = "", kinds: Collection[str] | None = None) -> dict[str, str]:
+    """Checksums of the modules of `closure`."""
+    modules = closure(source, without=without, kinds=kinds)
     return {name: _checksum(bare(path.read_text("utf-8"))) for name, path in sorted(modules.items())}
 
 
-def closure(source: str, *, without: str = "") -> dict[str, Path]:
-    """Modules of ours that `source` imports, directly or not, by name; not the package `without`, nor what it alone imports."""
+def closure(source: str, *, without: str = "", kinds: Collection[str] | None = None) -> dict[str, Path]:
+    """Modules of ours that `source` imports, directly or not, by name; not the package `without`, nor what it alone imports.
+
+    With `kinds`, attacks count one by one: those of these kinds, and what is imported by its name.
+    """
     found: dict[str, Path] = {}
-    waiting = [*imported(source)]
+    waiting = [*imported(source), *(_attacks(kinds) if kinds is not None else ())]
     while waiting:
         name, path = waiting.pop()
+        if kinds is not None and name == ATTACKS:
+            continue
         if name not in found and not (without and f"{name}.".startswith(f"{without}.")):
             found[name] = path
             waiting += imported(path.read_text("utf-8"))
@@ -68,12 +85,45 @@ def _imported(source: str) -> Iterator[tuple[str, Path]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            handed = _handed(node.module)
+            names += [handed[alias.name] for alias in node.names if alias.name in handed]
         else:
             continue
         for name in names:
             path = paths.LIBRARY.joinpath(*name.split("."))
             if name.split(".")[0] in PACKAGES:
                 yield from ((name, file) for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists())
+
+
+@cache
+def _handed(package: str) -> dict[str, str]:
+    """The names that the package of attacks hands on, and the modules that they come from."""
+    if package != ATTACKS:
+        return {}
+    tree = ast.parse(paths.LIBRARY.joinpath(*package.split("."), "__init__.py").read_text("utf-8"))
+    return {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+
+
+def _attacks(kinds: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """The modules whose classes are attacks of these kinds."""
+    for path in sorted(paths.LIBRARY.joinpath(*ATTACKS.split(".")).glob("*.py")):
+        fields = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.AnnAssign))
+        said = [node.value.value for node in fields if ast.unparse(node.target) == "kind"]
+        if {*said} & {*kinds}:
+            yield f"{ATTACKS}.{path.stem}", path
+
+
+def _kinds(entry: Any) -> Iterator[str]:
+    """Every `kind` in an entry of run.yaml, at any depth."""
+    if isinstance(entry, Mapping):
+        if isinstance(entry.get("kind"), str):
+            yield entry["kind"]
+        entry = [*entry.values()]
+    if isinstance(entry, list):
+        for value in entry:
+            yield from _kinds(value)
 
 
 def notebook_code(path: Path) -> str:
@@ -109,6 +159,7 @@ def bare(source: str) -> str:
 
 
 def _dump(path: Path, content: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

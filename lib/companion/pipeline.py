@@ -91,7 +91,7 @@ def run(path: Path, *, key: str = "") -> Path:
 
 def code(folder: Path) -> Path:
     """Write checksums of the code behind every notebook to `folder`: what stages depend on."""
-    return closure.write(folder)
+    return closure.write(folder, load_run())
 
 
 def pages() -> Path:
