@@ -24,6 +24,7 @@ from robust_features.attacks import (
     l2,
     linf,
     margin,
+    square,  # the module
 )
 from robust_features.attacks.apgd import dlr, targeted_dlr
 from robust_features.attacks.fab import to_hyperplane
@@ -496,6 +497,18 @@ def test_square_lowers_the_margin_only(network, photographs):
         for q in (1, 20, 100)
     ]
     assert left[0] >= left[1] >= left[2] and left[0] > left[2]
+
+
+@pytest.mark.parametrize("together", [7, 64])
+def test_squares_tried_at_once_end_as_one_after_the_other(network, photographs, monkeypatch, together):
+    x, y = photographs
+    precise = folded(network).double()
+
+    def found(at_once):
+        monkeypatch.setattr(square, "TOGETHER", at_once)
+        return Square(epsilon=0.05, queries=60)(precise, x.double(), y, generator=draws())
+
+    assert torch.equal(found(together), found(1)) and not torch.equal(found(1), x.double())
 
 
 def test_attempts_made_at_once_end_as_one_after_the_other():

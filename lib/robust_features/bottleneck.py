@@ -14,7 +14,7 @@ from robust_features.hardware import Hardware
 from robust_features.networks import Network, check_channels, frozen
 from robust_features.settings import Count, NonNegative, Positive, settings
 
-CHUNK = 2  # times the hardware's batch is distilled at once: a head has little to do; no result depends on it
+CHUNK = 4  # times the hardware's batch is distilled at once: a head has little to do; no result depends on it
 
 
 @settings

@@ -13,14 +13,17 @@ from robust_features.attacks.survivors import look
 from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
+TOGETHER = (
+    16  # candidates in a pass of few images: an image's next ones, of which those after the first to be kept are void
+)
 
 
 @settings
 class Square:
     """Square attack in L∞ (Andriushchenko et al. 2020, Algs. 1 and 2). Budget attack; black-box.
 
-    Every image draws its own squares. It stops at its first misclassified iterate; one that is misclassified from the
-    start, or never, is returned unchanged.
+    Every image draws its own squares, most of which are refused: where few images are left, several are tried in one pass. It
+    stops at its first misclassified iterate; one that is misclassified from the start, or never, is returned unchanged.
     """
 
     kind: Literal["square"] = "square"
@@ -37,44 +40,53 @@ class Square:
 
     def _search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         ball, (channels, height, width) = Ball("linf", self.epsilon), images.shape[1:]
-        found = images.clone()
+        found, sides = images.clone(), self._sides(min(height, width)).to(images.device)
         rows = (margin(model(images).float(), labels) > 0).nonzero().squeeze(1)
         centre, labels, keys = images[rows], labels[rows], keys[rows]
         stripes = noise.uniform(keys, (channels, 1, width)) < 0.5
         best = ball.project(centre + self.epsilon * _signs(stripes), centre)
         least = margin(model(best).float(), labels) if len(rows) else centre.new_zeros(0)
-        down, across = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-        for query in range(1, self.queries):
-            if look(images, query - 1) and (fooled := least <= 0).any():
-                found[rows[fooled]] = best[fooled]
-                rows, centre, labels, keys, best, least = (
-                    t[~fooled] for t in (rows, centre, labels, keys, best, least)
+        asked, passes = torch.ones_like(rows), 0  # queries of each image so far
+        while True:
+            done = (least <= 0) | (asked >= self.queries)
+            if look(images, passes) and done.any():
+                found[rows[done]] = torch.where(per_image(least <= 0), best, centre)[done]
+                rows, centre, labels, keys, best, least, asked, done = (
+                    t[~done] for t in (rows, centre, labels, keys, best, least, asked, done)
                 )
             if not len(rows):
-                break
-            side = self._side(query, min(height, width))
-            draw = noise.uniform(keys, (2 + channels,), draw=query)
-            top, left = (draw[:, 0] * (height - side + 1)).long(), (draw[:, 1] * (width - side + 1)).long()
-            inside = _within(down, top, side)[:, :, None] & _within(across, left, side)[:, None, :]
-            change = 2 * self.epsilon * _signs(draw[:, 2:] < 0.5)[:, :, None, None] * inside[:, None]
-            candidates = ball.project(best + change, centre)
-            value = margin(model(candidates).float(), labels)
-            better = (value < least) & (least > 0)  # a fooled image stays, even if it has not left the batch
-            least = torch.where(better, value, least)
-            best = torch.where(per_image(better), candidates, best)
-        fooled = least <= 0
-        found[rows[fooled]] = best[fooled]
-        return found
+                return found
+            together = max(1, TOGETHER // len(rows))
+            query = asked[:, None] + torch.arange(together, device=images.device)
+            squares = self._squares(images.shape[1:], keys, query.clamp_max(self.queries - 1), sides)
+            candidates = ball.project(best[:, None] + squares, centre[:, None])
+            value = margin(model(candidates.flatten(0, 1)).float(), labels.repeat_interleave(together)).view_as(query)
+            better = (value < least[:, None]) & (query < self.queries) & ~done[:, None]
+            success, first = better.any(1), better.int().argmax(1)
+            image = torch.arange(len(rows), device=images.device)
+            best = torch.where(per_image(success), candidates[image, first], best)
+            least = torch.where(success, value[image, first], least)
+            asked, passes = asked + torch.where(success, first + 1, together), passes + 1
 
-    def _side(self, query: int, size: int) -> int:
-        """The side of the square: its share p of the pixels halves along AutoAttack's schedule, whatever the budget."""
-        passed = sum(query > mark for mark in HALVINGS)
-        return max(1, round((self.first_share / 2**passed) ** 0.5 * size))
+    def _squares(self, shape: torch.Size, keys: Tensor, query: Tensor, sides: Tensor) -> Tensor:
+        """(n, k, C, H, W): what each of its (n, k) queries changes in an image of this shape."""
+        channels, height, width = shape
+        draw = noise.uniform(keys.repeat_interleave(query.shape[1]), (2 + channels,), draw=query.flatten())
+        draw, side = draw.view(*query.shape, -1), sides[query]
+        top, left = ((draw[..., i] * (size - side + 1)).long() for i, size in enumerate((height, width)))
+        inside = _within(height, top, side)[..., :, None] & _within(width, left, side)[..., None, :]
+        return 2 * self.epsilon * _signs(draw[..., 2:] < 0.5)[..., None, None] * inside[..., None, :, :]
+
+    def _sides(self, size: int) -> Tensor:
+        """(queries,) the squares' sides: their share p of the pixels halves along AutoAttack's schedule, whatever the budget."""
+        passed = [sum(query > mark for mark in HALVINGS) for query in range(self.queries)]
+        return torch.tensor([max(1, round((self.first_share / 2**halved) ** 0.5 * size)) for halved in passed])
 
 
 def _signs(positive: Tensor) -> Tensor:
     return 2.0 * positive - 1
 
 
-def _within(places: Tensor, first: Tensor, side: int) -> Tensor:
-    return (places >= first[:, None]) & (places < first[:, None] + side)
+def _within(size: int, first: Tensor, side: Tensor) -> Tensor:
+    places = torch.arange(size, device=first.device)
+    return (places >= first[..., None]) & (places < (first + side)[..., None])
