@@ -109,6 +109,10 @@ HEADLINES = {  # README's rows → where their numbers are
     "taught by D, under PGD": ("ilyas-robust-dataset", ILYAS | {"trained on": "d", "example": "l2-half"}),
 }
 HEADLINES |= {
+    f"taught by {name}, clean images": ("ilyas-nonrobust-dataset", ILYAS | {"trained on": taught, "example": "clean"})
+    for name, taught in (("D_rand", "d-rand"), ("D_det", "d-det"), ("random moves with D_rand's labels", "null-noise"))
+}
+HEADLINES |= {
     f"{name}, {shown}": (artefact, XU | where | dict(example=example))
     for name, artefact, where in (
         ("PGD training", "xu-table-1", dict(method="pgd", loss="plain")),
