@@ -283,7 +283,7 @@ def _step(bench: Bench, terms: Terms | None) -> Callable[[ImageSet], Outcome]:
 
 
 def _our_terms(network: Network, outputs: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    return IBRAR(layers=ROBUST)(network, (outputs,), images, labels)
+    return IBRAR(layers=ROBUST)(network, (outputs,), images, labels, given=(images,))
 
 
 def _their_terms(network: Network, outputs: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
