@@ -13,7 +13,10 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import peers
 from benchmarks.run import RESULTS, TOLERANCE, compared, measure
-from benchmarks.works import Work
+from benchmarks.works import Bench, Work, works
+
+from robust_features.hardware import HardwareSettings, choose
+from robust_features.networks import VGG16, build
 
 FILES = sorted(RESULTS.glob("*.json"))
 KEYS = {"work", "peer", "images", "rounds", "ours_s", "peer_s", "ratio", "target", "stated", "ours_profile"}
@@ -71,3 +74,16 @@ def test_an_absent_checkout_tells_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "FOLDER", tmp_path)
     with pytest.raises(peers.Absent, match="git clone https://github.com/fra31/auto-attack"):
         peers.checkout("auto-attack", "autoattack")
+
+
+@pytest.mark.parametrize(
+    "name", ["PGD-10, same steps", "PGD-10 training", "distillation", "training step", "dependence"]
+)
+def test_our_side_of_a_work_runs_as_the_library_is_now(name):
+    hardware, vgg = choose(HardwareSettings(device="cpu")), VGG16(width=1 / 16)
+    pixels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(20) % 10, tuple("0123456789"), "noise")
+    network = build(vgg, 10, seed=0).eval()
+    bench = Bench(network, network, images, images, hardware, vgg)
+    chosen = [work for work in works(bench) if work.name.startswith(name)]
+    assert chosen and all(torch.tensor([*work.ours(images).values()]).isfinite().all() for work in chosen)
