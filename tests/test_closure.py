@@ -4,15 +4,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from companion.closure import ATTACKS, ENTRIES, bare, checksums, closure, notebook_code, write
+from companion.closure import ATTACKS, bare, checksums, closure, notebook_code, write
 from companion.paths import NOTEBOOKS, RUN
 from robust_features.attacks import Attack
 
-ENTRY = {
-    "networks": {"a/b": {"attacks": {"one": {"kind": "pgd"}}}},
-    "constructed": {"a/b": {}},
-    "transfers": {"a/b": {}},
-}
+ENTRIES = {"01-datasets": {"a": {}}, "02-networks": {"a/b": {"attacks": {"one": {"kind": "pgd"}}}}}
+ENTRIES |= {"03-constructed": {"a/b": {}}, "04-transfer": {"a/b": {}}}
 
 
 def test_a_module_counts_if_it_is_imported_by_what_is_imported_anywhere():
@@ -41,11 +38,12 @@ def test_a_notebooks_prose_does_not_count_and_its_tags_do(tmp_path):
 
 
 def test_a_quantile_makes_every_table_stale_and_a_plot_no_training(tmp_path):
-    write(tmp_path / "code", ENTRY)
+    write(tmp_path / "code", ENTRIES)
     files = {path.relative_to(tmp_path / "code").as_posix(): path for path in (tmp_path / "code").rglob("*.json")}
     read = {name.removesuffix(".json"): json.loads(path.read_text()) for name, path in files.items()}
     notebooks = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
-    assert read.keys() == notebooks - ENTRIES.keys() | {f"{name}/a/b" for name in ENTRIES} | {"report"}
+    keyed = {f"{name}/{key}" for name, entries in ENTRIES.items() for key in entries}
+    assert read.keys() == notebooks - ENTRIES.keys() | keyed | {"report"}
     tables = [name for name, modules in read.items() if name[0] in "12345" and "companion.report.tables" in modules]
     assert len(tables) > 10 and all("robust_features.statistics" in read[name] for name in tables if "43" not in name)
     assert not any("companion.report" in module for name in read if name[0] == "0" for module in read[name])
@@ -69,7 +67,7 @@ def test_what_only_the_left_out_package_imports_does_not_count():
 
 
 def test_an_attack_that_no_entry_names_makes_no_network_stale(tmp_path):
-    write(tmp_path / "code", ENTRY)
+    write(tmp_path / "code", ENTRIES)
     modules = json.loads((tmp_path / "code/02-networks/a/b.json").read_text())
     assert f"{ATTACKS}.gradient" in modules and "robust_features.noise" in modules
     assert not {ATTACKS, f"{ATTACKS}.square", f"{ATTACKS}.fab"} & modules.keys()
@@ -83,7 +81,7 @@ def test_every_attack_is_found_by_its_kind(attack):
 
 def test_what_every_network_of_the_run_depends_on_has_the_attacks_it_names(tmp_path):
     run = yaml.safe_load(RUN.read_text("utf-8"))["run"]
-    write(tmp_path / "code", run)
+    write(tmp_path / "code", {"02-networks": run["networks"]})
     for key, group in run["networks"].items():
         modules = json.loads((tmp_path / f"code/02-networks/{key}.json").read_text())
         kinds = {attack["kind"] for attack in group["attacks"].values()}

@@ -11,9 +11,8 @@ import tomllib
 import pytest
 from ruamel.yaml import YAML
 
-from companion.closure import ENTRIES
 from companion.paths import NOTEBOOKS, ROOT
-from companion.report.contents import sections
+from companion.report.contents import GROUNDWORK, sections
 
 ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
 yaml = YAML(typ="safe")
@@ -83,7 +82,7 @@ def test_every_stage_that_runs_a_notebook_depends_on_its_code_and_sections_on_th
     for body in running:
         name, deps = body["cmd"].split()[4], {*body["deps"]}
         section = name == "${item}"
-        entry = "/${key}" if name in ENTRIES else ""
+        entry = "/${key}" if name in {notebook for notebook, *_ in GROUNDWORK.values()} else ""
         assert f"data/code/{name}{entry}.json" in deps and section == (f"notebooks/{name}.ipynb" in deps)
         assert {"data/params/sections/${item}.json", "data/code/report.json"} <= deps or not section
 

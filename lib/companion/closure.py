@@ -16,18 +16,14 @@ from robust_features.files import atomic
 PACKAGES = ("robust_features", "companion")
 REPORT = ("companion.pipeline", "companion.report.page", "companion.report.index")  # what renders pages
 ATTACKS = "robust_features.attacks"
-ENTRIES = {
-    "02-networks": "networks",
-    "03-constructed": "constructed",
-    "04-transfer": "transfers",
-}  # that a notebook runs for
 
 
-def write(folder: Path, run: Mapping[str, Any]) -> Path:
-    """Write <notebook>.json, for groundwork <notebook>/<entry of `run`>.json, and report.json: checksums that stages depend on.
+def write(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write <notebook>.json, for groundwork <notebook>/<entry>.json, and report.json: checksums that stages depend on.
 
-    Prose, comments and docstrings do not count: changing them makes nothing stale. For groundwork, neither does the code that
-    draws its page, nor an attack that its entry does not name: a figure's look, or a new attack, does not retrain networks.
+    `entries` has what each notebook of groundwork runs for, by name, as run.yaml has it. Prose, comments and docstrings do not
+    count: changing them makes nothing stale. For groundwork, neither does the code that draws its page, nor an attack that
+    its entry does not name: a figure's look, or a new attack, does not retrain networks.
     """
     files = sorted(
         path
@@ -39,12 +35,12 @@ def write(folder: Path, run: Mapping[str, Any]) -> Path:
         partial.mkdir()
         for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
             code = notebook_code(path)
-            own, aside = {path.name: _checksum(code)}, "companion.report" if path.stem.startswith("0") else ""
-            if path.stem not in ENTRIES:
-                _dump(partial / f"{path.stem}.json", own | checksums(code, without=aside))
+            own = {path.name: _checksum(code)}
+            if path.stem not in entries:
+                _dump(partial / f"{path.stem}.json", own | checksums(code))
                 continue
-            for key, entry in run[ENTRIES[path.stem]].items():
-                named = checksums(code, without=aside, kinds={*_kinds(entry)})
+            for key, entry in entries[path.stem].items():
+                named = checksums(code, without="companion.report", kinds={*_kinds(entry)})
                 _dump(partial / path.stem / f"{key}.json", own | named)
         _dump(partial / "report.json", shown | checksums("\n".join(f"import {name}" for name in REPORT)))
     return folder

@@ -91,7 +91,8 @@ def run(path: Path, *, key: str = "") -> Path:
 
 def code(folder: Path) -> Path:
     """Write checksums of the code behind every notebook to `folder`: what stages depend on."""
-    return closure.write(folder, load_run())
+    run = load_run()
+    return closure.write(folder, {notebook: run[entries] for notebook, entries, _ in GROUNDWORK.values()})
 
 
 def pages() -> Path:
