@@ -11,6 +11,7 @@ import tomllib
 import pytest
 from ruamel.yaml import YAML
 
+from companion.claims import entries
 from companion.paths import NOTEBOOKS, ROOT
 from companion.report.contents import GROUNDWORK, sections
 
@@ -54,6 +55,14 @@ def artefacts_written(path):
 @pytest.mark.parametrize("page", sections(), ids=lambda page: page.notebook.stem)
 def test_what_a_section_writes_is_in_its_contents(page):
     assert artefacts_written(page.notebook) == set(page.companion["artefacts"])
+
+
+@pytest.mark.parametrize("page", sections(), ids=lambda page: page.notebook.stem)
+def test_a_figure_of_values_says_what_was_found(page):
+    judged = {entry.artefacts[0] for entry in entries().values() if len(entry.artefacts) == 1 and not entry.ours}
+    drawn = [source(cell) for cell in cells(page.notebook, "code") if "figure(" in source(cell)]
+    values = [cell for cell in drawn if "data=" in cell and "finding=" not in cell]
+    assert {name for cell in values for name in re.findall(r'artefact="([\w-]+)"', cell)} <= judged
 
 
 def stages():
