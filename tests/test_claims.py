@@ -242,6 +242,43 @@ def test_a_finding_says_how_many_comparisons_it_is_of_unless_all_agree(page):
     assert verdict("kim-robust-features-hold").finding == "", "an open claim has no finding"
 
 
+def of_methods(robust, plain, spread, example="autoattack"):
+    return (
+        rows(robust, plain, spread, example)
+        .replace({"features": {"R": "rob", "Int": "ce"}})
+        .rename(columns={"features": "member"})
+    )
+
+
+def test_two_values_that_differ_by_less_than_a_point_show_no_effect(page):
+    for kept, word in ((of_methods(0.2, 0.0, 0.3), "no effect"), (of_methods(0.2, 0.0, 0.8), "open")):
+        keep(page, kept, artefact="xu-masking")
+        found = verdict("xu-holds-under-autoattack")
+        assert found.word == word
+        assert found.finding.endswith("keeps no more accuracy under AutoAttack than cross-entropy alone") == (
+            word != "open"
+        )
+    scaled = Rule(compare="features", more="R", less="Int", negligible=0)
+    keep(page, rows(0.2, 0.0, 0.3))
+    assert judge(scaled, page) == (0, 0, 1), "of a quantity that is no percentage"
+
+
+@pytest.mark.parametrize(
+    ("others", "word"),
+    [
+        ([], "no effect"),
+        ([rows(51, 50, example="cw")], "open"),
+        ([rows(90, 50, example="cw")], "open"),
+        ([rows(90, 50, example="cw"), rows(90, 50, example="fgsm")], "mostly holds"),
+        ([rows(50, 90, example="cw")], "does not hold"),
+    ],
+    ids=["alone", "one open", "one for", "most for", "one against"],
+)
+def test_a_comparison_without_effect_speaks_for_no_claim(page, others, word):
+    keep(page, pd.concat([rows(0, 0, 0.3), *others]))
+    assert verdict("kim-robust-features-hold").word == word
+
+
 def test_many_comparisons_are_counted_and_what_chance_gives_them(page):
     keep(page, pd.concat([rows(90, 50, example=name) for name in ("pgd", "cw", "fgsm")]))
     found = verdict("kim-robust-features-hold")

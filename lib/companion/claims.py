@@ -19,7 +19,15 @@ from robust_features.settings import UserError, nearest, settings
 OURS = "ours, on "
 EXACT = "exact values, without intervals"
 Words = Literal[
-    "holds", "holds, for another reason", "mostly holds", "mixed", "does not hold", "open", "no such row", "not run"
+    "holds",
+    "holds, for another reason",
+    "mostly holds",
+    "mixed",
+    "does not hold",
+    "no effect",
+    "open",
+    "no such row",
+    "not run",
 ]
 HOLDING = ("holds", "holds, for another reason", "mostly holds")
 
@@ -29,7 +37,8 @@ class Entry:
     """One entry of claims.yaml; `paper: ours, on …` makes it a control of ours, `about` the paper that it names.
 
     `another_reason` names a control: where both hold, the claim holds for another reason than the paper's. `found` are the
-    sentences that say so in plain words: if it `holds`, if it `fails`, and if it holds for that other `reason`."""
+    sentences that say so in plain words: if it `holds`, if it `fails`, if there is no effect (`none`), and if it holds for that
+    other `reason`."""
 
     paper: str
     place: str
@@ -37,7 +46,7 @@ class Entry:
     claim: str
     rule: Rule
     another_reason: str = ""
-    found: dict[Literal["holds", "fails", "reason"], str] = field(default_factory=dict)
+    found: dict[Literal["holds", "fails", "none", "reason"], str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -66,31 +75,36 @@ class Verdict:
     unmatched: str = ""
 
     def count(self, outcome: str) -> int:
-        """How many comparisons are `for` the claim, `against` it, or `open`."""
+        """How many comparisons are `for` the claim, `against` it, `open`, or show no effect (`none`)."""
         return sum(each.outcome == outcome for each in self.comparisons)
 
     @property
     def word(self) -> Words:
         """The verdict in a word that hides no contradiction: one comparison against the claim is enough for *mixed*, or worse."""
-        confirmed, against, undecided = map(self.count, ("for", "against", "open"))
+        confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         if not self.comparisons:
             return "no such row" if self.unmatched else "not run"
         if against:
             return "mixed" if confirmed else "does not hold"
-        if confirmed <= undecided:
+        if not confirmed and without > undecided:
+            return "no effect"
+        if confirmed <= undecided + without:
             return "open"
         if self.control and self.control.word in HOLDING:
             return "holds, for another reason"
-        return "mostly holds" if undecided else "holds"
+        return "mostly holds" if undecided or without else "holds"
 
     @property
     def finding(self) -> str:
         """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
-        confirmed, against, undecided = map(self.count, ("for", "against", "open"))
+        confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         total, said = len(self.comparisons), self.entry.found
-        left = f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
-        if self.word == "open" or not total or not said:
+        unsure = f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
+        left = unsure + (f", {without} without effect" if without else "")
+        if self.word == "open" or not total or not said or (self.word == "no effect" and "none" not in said):
             return ""
+        if self.word == "no effect":
+            return said["none"] + (f" in {without} of {total} comparisons, and {unsure}" if undecided else "")
         if self.word == "does not hold":
             rest = "" if against == total else f" in {against} of {total} comparisons, and {left}"
             return f"{said['fails']}{rest}"
@@ -100,8 +114,9 @@ class Verdict:
 
     @property
     def deciding(self) -> Comparison | None:
-        """What decides the word: the comparison most against the claim, else the weakest open one, else the weakest for it."""
-        for outcome in ("against", "open", "for"):
+        """What decides the word: the comparison most against the claim, else the weakest open one, then one without effect."""
+        order = ("none", "open", "for") if self.word == "no effect" else ("against", "open", "none", "for")
+        for outcome in order:
             found = [each for each in self.comparisons if each.outcome == outcome]
             if found:
                 return min(found, key=lambda each: each.margin)
@@ -122,6 +137,7 @@ class Verdict:
         said = f"{self.count('for')} for, {self.count('against')} against, {self.count('open')} open{many}"
         if self.over == EXACT:
             return f"{said}; {EXACT}"
+        said += f", {self.count('none')} without effect" if self.count("none") else ""
         chance = f"if nothing differed, about {self.by_chance:.2g} would be decided by chance"
         return f"{said}; {chance}; 95 % intervals {self.over}"
 

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 from pydantic import model_validator
 
-from robust_features.settings import Number, settings
+from robust_features.settings import NonNegative, Number, settings
 
 BESIDES = (
     "value",
@@ -39,6 +39,7 @@ class Rule:
     - `reverses` with `compare`, `more`, `less`: at its largest value `more` exceeds `less`, at some smaller one the reverse;
     - `correlates`: the value rises with another column.
 
+    Sides compared that differ by less than `negligible` points, with all of the 95 % interval of their difference, show no effect.
     `where` and `unless` keep and leave out rows by the values of a dimension."""
 
     compare: str = ""
@@ -53,6 +54,7 @@ class Rule:
     where: dict[str, list[str]] = field(default_factory=dict)
     unless: dict[str, list[str]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    negligible: NonNegative = 1.0
 
     @model_validator(mode="after")
     def _one_form(self) -> "Rule":
@@ -87,10 +89,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs were compared."""
+    """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs were compared.
+
+    `none`: they overlap, and differ by less than is worth a word."""
 
     where: str
-    outcome: Literal["for", "against", "open"]
+    outcome: Literal["for", "against", "open", "none"]
     margin: float  # between the intervals, positive for the claim; if they overlap, the difference of the values
     numbers: str
     looks: int = 1
@@ -133,7 +137,8 @@ def _sides(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
     ]
     if found:
         worst = min(found, key=lambda each: ("against", "open", "for").index(each.outcome) * 1e6 + each.margin)
-        yield replace(worst, looks=len(found))
+        alike = worst.outcome == "open" and -rule.negligible < worst.low and worst.high < rule.negligible
+        yield replace(worst, looks=len(found), outcome="none" if alike else worst.outcome)
 
 
 def _peak(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
@@ -176,8 +181,8 @@ def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
     if len(found) < 2:
         return
     last, before = found[-1], min(found[:-1], key=lambda each: each.margin)
-    outcome = "open" if last.outcome == "for" and before.outcome != "against" else last.outcome
-    yield replace(last, outcome=outcome, looks=len(found))
+    reverses = last.outcome == "against" or (last.outcome == "for" and before.outcome == "against")
+    yield replace(last, outcome=last.outcome if reverses else "open", looks=len(found))
 
 
 def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:

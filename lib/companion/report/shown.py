@@ -17,7 +17,7 @@ HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
 
 
 MARKS = {"holds": "✓", "holds, for another reason": "✓", "mostly holds": "✓", "mixed": "◐", "does not hold": "✗"}
-MARKS |= {"open": "≈", "no such row": "?", "not run": "–"}
+MARKS |= {"no effect": "=", "open": "≈", "no such row": "?", "not run": "–"}
 
 
 def picture(folder: Path, artefact: str) -> str:
