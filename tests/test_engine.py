@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,29 @@ def test_when_a_stage_fails_others_go_on_and_the_end_says_what_is_missing(projec
     (project / "broken-left").unlink()
     done = run_engine()
     assert "each@right" not in done.stdout and "last: done" in done.stdout
+
+
+FULL_DISK = """
+import errno, shutil
+from types import SimpleNamespace
+from dvc.stage import PipelineStage
+from companion import engine
+
+def refuse(self, *_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+PipelineStage.commit = refuse
+engine.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=0))
+engine.main()
+"""  # of the stage `first`, the only one that is not waiting for others and that DVC's run cache knows
+
+
+def test_a_full_disk_stops_the_run_and_what_was_made_is_recorded_by_the_next(project):
+    found = run(sys.executable, "-c", FULL_DISK, "--only", "first", check=False)
+    assert found.returncode == 1 and "the disk is full; free some space there" in found.stderr
+    assert "Traceback" not in found.stderr and len(re.findall("failed, ", found.stdout)) == 1
+    assert "first: done, from the run cache" in run_engine().stdout
+    assert not run("dvc", "status", "--json").stdout.strip("{}\n ")
 
 
 def test_stages_run_beside_each_other_and_nobody_else_is_listened_to(project):

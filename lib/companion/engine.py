@@ -7,6 +7,7 @@ each. It leaves what `dvc repro` leaves, which does the same one stage after ano
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
-from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.cache import RunCacheNotFoundError, _can_hash
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dump_yaml, load_yaml
 
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 
 ALL = frozenset({"cpu", "gpu"})  # the classes of slots
 EVERY = 20  # seconds between two writings of dvc.lock
+FULL = 16 * 2**20  # free bytes below which no stage could keep what it makes
 ATTEMPTS = 2  # at a stage whose worker dies
 LOGS = "logs"
+AGAIN = "and run the same command again: what was finished is kept"
 PASSES = 1000  # through a network, forward and back, in a second on a CPU core: about what photographs take
 RECORDED = "benchmarks/results/stages/*.json"  # runs of whole scales, by machine
 
@@ -92,7 +95,7 @@ class Engine:
                         self.due.append(stage)
                     elif not stage.changed(upstream=[*self.graph.successors(stage)]):
                         self._over(stage)
-                    elif self._restored(stage):
+                    elif self._made(stage) or self._restored(stage):
                         self._finish(stage, "from the run cache")
                     else:
                         self.due.append(stage)
@@ -194,6 +197,14 @@ class Engine:
             needs.discard(stage)
         self.report.dropped(stage.addressing)
 
+    def _made(self, stage: PipelineStage) -> bool:
+        """Whether a run with these dependencies made these outputs and was stopped before DVC had copied them."""
+        stage.save_deps()
+        cache = self.repo.stage_cache
+        entry = cache._load(stage) if _can_hash(stage) else None
+        outs = cache._create_stage(entry, stage.wdir).outs if entry else []
+        return bool(outs) and all(out.exists and not out.changed_checksum() for out in outs)
+
     def _restored(self, stage: PipelineStage) -> bool:
         """Whether the run cache had what a stage makes. Not after an attempt: new dependencies would meet old outputs."""
         stage.remove_outs(ignore_remove=False, force=False)
@@ -215,10 +226,12 @@ class Engine:
             del self.needs[each]
             self.report.dropped(each.addressing)
         self.report.failed(stage.addressing, why, _log(stage))
+        if shutil.disk_usage(self.repo.root_dir).free < FULL:
+            raise UserError(f"{self.repo.root_dir}: the disk is full; free some space there, {AGAIN}")
 
     @contextmanager
     def _failing(self, stage: PipelineStage) -> Iterator[None]:
-        """An error in one stage, such as a missing output or a full disk, does not stop the others."""
+        """An error in one stage, such as a missing output, does not stop the others; a full disk does."""
         try:
             yield
         except Exception as error:
@@ -288,8 +301,13 @@ def reproduce(
                     engine.wait(1.0)
                     engine.settle()
         finally:
-            engine.lock.write()
-            _keep(engine.durations)
+            try:
+                engine.lock.write()
+                _keep(engine.durations)
+            except OSError as error:
+                raise UserError(
+                    f"{repo.root_dir}: cannot be written to ({error.strerror}); mend that, {AGAIN}"
+                ) from error
         report.ended(engine.failed, engine.skipped)
         for line in _what_to_open(repo, chosen) if not engine.failed else ():
             report.said(line)
