@@ -198,10 +198,14 @@ class Engine:
         self.report.dropped(stage.addressing)
 
     def _made(self, stage: PipelineStage) -> bool:
-        """Whether a run with these dependencies made these outputs and was stopped before DVC had copied them."""
+        """Whether a run with these dependencies made these outputs and was stopped before DVC had copied them.
+
+        Afterwards the stage has the checksums of its last run again, by which DVC judges what has changed."""
+        cache, recorded = self.repo.stage_cache, [(each.hash_info, each.meta) for each in stage.deps]
         stage.save_deps()
-        cache = self.repo.stage_cache
         entry = cache._load(stage) if _can_hash(stage) else None
+        for dependency, (checksum, meta) in zip(stage.deps, recorded, strict=True):
+            dependency.hash_info, dependency.meta = checksum, meta
         outs = cache._create_stage(entry, stage.wdir).outs if entry else []
         return bool(outs) and all(out.exists and not out.changed_checksum() for out in outs)
 
