@@ -84,6 +84,8 @@ class Verdict:
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         if not self.comparisons:
             return "no such row" if self.unmatched else "not run"
+        if self.entry.rule.some and (confirmed or undecided or without):
+            return "holds" if confirmed else "open" if undecided else "no effect"
         if against:
             return "mixed" if confirmed else "does not hold"
         if not confirmed and without > undecided:
@@ -109,7 +111,8 @@ class Verdict:
             rest = "" if against == total else f" in {against} of {total} comparisons, and {left}"
             return f"{said['fails']}{rest}"
         rest = "" if confirmed == total else f" in {confirmed} of {total} comparisons"
-        rest += f"; the reverse holds in {against}, and {left}" if against else ""
+        rest += f"; the reverse holds in {against}" if against else ""
+        rest += f", and {left}" if against and undecided else ""
         return f"{said['reason' if self.word == 'holds, for another reason' else 'holds']}{rest}"
 
     @property

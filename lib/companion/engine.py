@@ -70,11 +70,11 @@ class Running:
 class Engine:
     """One reproduction: stages are settled (nothing to do, or restored from the run cache) or run, until none is left."""
 
-    def __init__(self, repo: Repo, targets: Sequence[str], report: Progress, *, force: bool):
+    def __init__(self, repo: Repo, targets: Sequence[str], report: Progress, *, force: Sequence[str] = ()):
         self.repo, self.report = repo, report
         self.graph = get_active_graph(repo.index.graph)  # from a stage to what it needs
         chosen = collect_stages(repo, targets or ["dvc.yaml"])
-        self.forced = {*chosen} if force else set()
+        self.forced = {stage for stage in chosen if stage.addressing in force}
         plan = plan_repro(self.graph, chosen)
         self.needs = {stage: {*self.graph.successors(stage)} & {*plan} for stage in plan}
         self.due: list[PipelineStage] = []  # stages that have changed, and all that they need is there
@@ -238,6 +238,8 @@ class Engine:
         """An error in one stage, such as a missing output, does not stop the others; a full disk does."""
         try:
             yield
+        except UserError:  # of `_fail`
+            raise
         except Exception as error:
             self._fail(stage, f"{type(error).__name__}: {error}")
 
@@ -291,7 +293,7 @@ def reproduce(
             raise UserError(f"another run works on this project{_holder(repo)}: wait for it, or stop it") from None
         stack.enter_context(repo.scm_context(quiet=True))
         report = stack.enter_context(Progress(usual(_scale(), _durations())))
-        engine = Engine(repo, chosen, report, force=bool(force))
+        engine = Engine(repo, chosen, report, force=targets(repo, "", force))
         try:
             engine.settle()
             report.planned([stage.addressing for stage in engine.needs])
@@ -371,8 +373,9 @@ def _log(stage: PipelineStage) -> Path:
 
 def _gpus() -> list[str]:
     """The indices of the GPUs that this process may use."""
-    if told := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [each for each in told.split(",") if each.strip()]
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [each for each in told.split(",") if each.strip() not in ("", "-1")]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     except OSError:

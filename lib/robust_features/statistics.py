@@ -28,7 +28,7 @@ def wilson(hits: int, n: int) -> Interval:
     share, z = hits / n, NormalDist().inv_cdf(0.975)
     centre, half = share + z**2 / (2 * n), z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return Interval(100 * share, 100 * max(low, 0.0), 100 * min(high, 1.0), n)
+    return Interval(100 * share, 100 * low if hits else 0.0, 100 * high if hits < n else 100.0, n)  # exact at the ends
 
 
 def of_runs(found: Sequence[Interval]) -> Interval:

@@ -1,7 +1,7 @@
 """The first page, reports/index.html: what each paper claims, what was found and how certain that is, for every scale there is."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -27,6 +27,7 @@ PARTS = {
     "papers": "The four papers",
     "how-sure": "How sure is this?",
     "faults": "Faults we found",
+    "unseen": "What we could not see",
     "claims": "All claims",
     "figures": "Six figures",
     "reproduce": "Reproduce, use, cite",
@@ -58,9 +59,15 @@ def render() -> Path:
         papers=PAPERS,
         outcomes={paper: outcome(reference["keys"], found) for paper, reference in PAPERS.items()},
         abstract=abstract(found),
-        claims=[*judged(found)],
+        claims=[
+            *judged(
+                found,
+                {artefact for page in pages if "images" in page.companion for artefact in page.companion["artefacts"]},
+            )
+        ],
         sureness=sureness(found),
-        faults=[each for each in known_faults() if each["artefact"] in homes],
+        faults=[each for each in known_faults() if each["artefact"] in homes and not each["unseen"]],
+        unseen=[each for each in known_faults() if each["artefact"] in homes and each["unseen"]],
         figures=[shown for each in TEXT["figures"].items() if (shown := figure(*each, found, homes))],
         thumbnails={paper: thumbnail(reference["thumbnail"], found) for paper, reference in PAPERS.items()},
         evidence=lambda scale, artefact: scale.address(homes.get(artefact, ""), artefact),
@@ -73,6 +80,7 @@ def render() -> Path:
         marks=MARKS,
         chip=chip,
         whole=whole,
+        short=short,
         newest=max((scale.provenance for scale in found), key=lambda each: each.get("started", ""), default={}),
         library=next((f"{scale.place}/{LIBRARY.file}" for scale in found if scale.find(LIBRARY.file)), ""),
         example=(TEMPLATE / "example.txt").read_text("utf-8"),
@@ -92,11 +100,12 @@ def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
     return None
 
 
-def judged(found: Sequence[Scale]) -> Iterator[tuple[Scale, str, "Verdict"]]:
-    """Every claim with its verdict at each scale that tested it; at the first scale if none did."""
+def judged(found: Sequence[Scale], alike: Container[str] = ()) -> Iterator[tuple[Scale, str, "Verdict"]]:
+    """Every claim with its verdict at each scale that tested it; once if its artefact is `alike` at all, or if none did."""
     for id in found[0].verdicts if found else ():
-        tested = [scale for scale in found if scale.verdicts[id].comparisons]
-        yield from ((scale, id, scale.verdicts[id]) for scale in tested or found[:1])
+        tested = [scale for scale in found if scale.verdicts[id].comparisons] or found[:1]
+        once = found[0].verdicts[id].entry.artefacts[0] in alike
+        yield from ((scale, id, scale.verdicts[id]) for scale in (tested[:1] if once else tested))
 
 
 def sentence(verdict: "Verdict") -> str:
@@ -112,15 +121,15 @@ def sentence(verdict: "Verdict") -> str:
 
 
 def effect(verdict: "Verdict") -> str:
-    """The effect of the comparison that decides, with its 95 % interval: +20.3 points [14.8, 25.9]."""
+    """The effect of the comparison that decides, and what the intervals allow: +20.3 points [14.8, 25.9]."""
     found = verdict.deciding
     if found is None:
         return ""
     if verdict.entry.rule.form == "above":
         return f"{found.numbers} %"
-    correlation = verdict.entry.rule.form == "correlates"
-    digits, unit = (2, "") if correlation else (1, " points")
-    text = f"{found.effect:+.{digits}f}{unit}"
+    unit = "" if verdict.entry.rule.form == "correlates" else verdict.entry.rule.unit
+    digits = 1 if unit else 2
+    text = f"{found.effect:+.{digits}f} {unit}".rstrip()
     if not isnan(found.low) and found.low != found.high:
         text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return text.replace("-", "−")
@@ -131,30 +140,37 @@ def whole(number: float) -> str:
     return "–" if isnan(number) else f"{number:.0f}"
 
 
-def confidence(verdicts: Sequence["Verdict"], scale: Scale) -> str:
-    """How far to trust these verdicts, in a word, and why: photographs or digits, seeds, images, and whether all agree.
+def short(commit: str) -> str:
+    """A commit in ten characters, and whether there were changes besides: 0b24b2734b + uncommitted changes."""
+    name, changed, rest = commit.partition(" ")
+    return f"{name[:10]}{changed}{rest}"
 
-    Low on digits; otherwise high with several seeds and no open comparison, moderate with one of the two, low with neither."""
+
+def confidence(verdicts: Sequence["Verdict"], scale: Scale, images: str = "") -> str:
+    """How far to trust these verdicts, in a word, and why: the scale's images or others, seeds, n, and what is undecided.
+
+    Low on digits, or if most comparisons are open; otherwise high with several seeds and nine in ten comparisons decided,
+    moderate with one of the two, low with neither."""
     from companion.claims import EXACT  # imports pandas
 
     every = [each for verdict in verdicts for each in verdict.comparisons]
     if every and all(verdict.over == EXACT for verdict in verdicts):
         return "High: exact values, computed from a formula."
     seeds = int(min((each.seeds for each in every if not isnan(each.seeds)), default=1))
-    decided = all(each.outcome != "open" for each in every)
-    level = "Low" if scale.toy else ("Low", "Moderate", "High")[(seeds > 1) + decided]
+    undecided = sum(each.outcome == "open" for each in every)
+    level = ("Low", "Moderate", "High")[(seeds > 1) + (undecided <= 0.1 * len(every))]
+    level = "Low" if scale.toy or undecided > len(every) / 2 else level
     points = [
         whole(each.n) for verdict in verdicts for each in verdict.comparisons if verdict.entry.rule.form == "correlates"
     ]
     counts = _over_images(verdicts)
     of = f"{seeds} trainings of each network" if seeds > 1 else "one training of each network"
-    n = "" if seeds > 1 or not counts else f", {_range(counts)} test images per comparison"
+    n = "" if seeds > 1 or not counts else f", n = {_range(counts)}"
     n += f", {' and '.join(points)} points" if points else ""
-    undecided = sum(each.outcome == "open" for each in every)
     few = {0: "no comparison", 1: "the only comparison", 2: "both comparisons"}
     which = few.get(len(every), f"all {len(every)} comparisons")
     which = f"{undecided} of {len(every)} comparisons" if 0 < undecided < len(every) else which
-    return f"{level}: {scale.images}, {of}{n}, {which} {'undecided' if undecided else 'decided'}."
+    return f"{level}: {images or scale.images}, {of}{n}, {which} {'undecided' if undecided else 'decided'}."
 
 
 def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
@@ -299,7 +315,7 @@ SURE = {
     "ε": _radii,
     "Clean accuracy (%)": _clean,
     "What the intervals leave out": _leave_out,
-    "Made": lambda scale: [scale.provenance.get("started", "–"), scale.provenance.get("commit", "")[:10]],
+    "Made": lambda scale: [scale.provenance.get("started", "–"), short(scale.provenance.get("commit", ""))],
     "Hardware": lambda scale: [scale.provenance.get("hardware", "–")],
 }
 

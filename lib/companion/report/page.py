@@ -64,7 +64,8 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
     scale, about = Scale(run["scale"], target.parent, run), page.companion
     verdict = judge(entries()[about["key"]], target.parent, without=brought(run)) if "key" in about else None
     artefact, finding = about.get("figure", ""), ""
-    if verdict and 2 * max(verdict.count("for"), verdict.count("against")) > len(verdict.comparisons):
+    side = {"does not hold": "against", "no effect": "none"}.get(verdict.word, "for") if verdict else ""
+    if verdict and 2 * verdict.count(side) > len(verdict.comparisons):
         finding = verdict.finding.partition(";")[0]  # if it is that of most comparisons; else the question stays
     drawn = thumbnail(artefact, [scale]) if artefact else ""
     top = TEMPLATES.get_template("top.html.j2").render(
@@ -73,7 +74,7 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
         verdict=verdict,
         doubt=about.get("doubt"),
         found=sentence(verdict) if verdict else "",
-        confidence=confidence([verdict], scale) if verdict else "",
+        confidence=confidence([verdict], scale, about.get("images", "")) if verdict else "",
         figure=f"figures/{Path(drawn).name}" if drawn else "",
         artefact=artefact,
         shows=about["artefacts"].get(artefact, ""),
