@@ -27,7 +27,7 @@ endif
 PYTHON ?= python3
 # Ctrl-C ends make as well: that the command was stopped need not be said twice.
 QUIETLY = || [ $$? = 130 ]
-.PHONY: reproduce settings plan status test bench campaign lab publish fetch bundle unbundle lock lint pages clean
+.PHONY: reproduce settings plan status test bench campaign lab publish fetch bundle unbundle lock pages clean
 
 reproduce: settings
 	@trap : INT; python -m companion engine $(if $(PAPER),--paper $(PAPER)) $(if $(ONLY),--only $(ONLY)) \
@@ -74,10 +74,6 @@ bundle: $(ENV)/installed
 
 unbundle: $(ENV)/installed
 	@python -m companion.bundle take $(FROM)
-
-lint: $(ENV)/installed
-	ruff check --fix .
-	ruff format .
 
 lock: $(ENV)/uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra project --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt

@@ -11,7 +11,6 @@ from companion.report import contents
 from companion.rules import PARTING, Rule, compared, difference
 from companion.study import Study
 from robust_features.settings import UserError
-from robust_features.statistics import wilson
 
 HOMES = {artefact for page in contents.sections() for artefact in page.companion["artefacts"]}
 RULE = Rule(compare="features", more="R", less="Int")
@@ -207,12 +206,32 @@ def test_the_comparison_shown_is_the_one_that_decides(page):
     assert verdict("kim-robust-features-hold").decided_by == "CW: R 70.0 [68.0, 72.0] against Int 50.0 [48.0, 52.0]"
 
 
-def test_a_difference_has_newcombes_interval():
-    more, less = (pd.Series(vars(wilson(right, of))) for right, of in ((56, 70), (48, 80)))
-    assert difference(more, less) == pytest.approx((20.0, 5.24, 33.39), abs=0.01)  # Newcombe 1998, Table II, method 10
-    (found,) = compared(Rule(above=50), pd.DataFrame([more]))
-    assert (found.effect, found.low, found.high) == pytest.approx((30, more["low"] - 50, more["high"] - 50))
-    assert found.n == 70
+@pytest.mark.parametrize(
+    ("more", "less", "apart"), [((60, 55, 65), (50, 45, 54), True), ((60, 55, 65), (50, 45, 56), False)]
+)
+def test_a_difference_leaves_out_zero_exactly_where_the_intervals_do_not_overlap(more, less, apart):
+    names = ("value", "low", "high")
+    effect, low, high = difference(pd.Series(more, names), pd.Series(less, names))
+    assert (effect, high) == (10, 20) and (low > 0) == apart
+    assert np.isnan(difference(pd.Series((60, np.nan, np.nan), names), pd.Series(less, names))[1:]).all()
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_a_clear_step_back_is_not_hidden_by_a_pair_that_overlaps(count):
+    line = [(10, 0.5), (12, 0.5), (3, 6), (7, 6), (1, 0.5), (0.5, 0.2)][:count]
+    rows = pd.DataFrame(
+        {"ε": str(n), "value": v, "low": v - half, "high": v + half} for n, (v, half) in enumerate(line)
+    )
+    (found,) = compared(Rule(falls="ε"), rows)
+    assert found.outcome == "against" and found.looks == count * (count - 1) / 2
+
+
+def test_of_a_claim_about_some_networks_one_is_enough(page):
+    for some, word in ((False, "mixed"), (True, "holds")):
+        rule = Rule(compare="features", more="R", less="Int", some=some)
+        entry = claims.Entry(paper="P", place="T", artefact="kim-table-1", claim="C", rule=rule)
+        keep(page, pd.concat([rows(90, 50), rows(50, 90, example="cw")]))
+        assert claims.judge(entry, page).word == word
 
 
 def test_a_claim_that_holds_while_its_control_holds_too_holds_for_another_reason(page):

@@ -246,6 +246,18 @@ def test_stages_go_to_slots_of_their_class_and_to_any_where_there_is_none():
     assert engine._takes(cpu, asking["gpu"], [cpu]) and engine._takes(gpu, asking["none"], [gpu])
 
 
+@pytest.mark.parametrize(("told", "gpus"), [("", []), ("-1", []), ("0", ["0"]), ("0,2", ["0", "2"])])
+def test_gpus_that_are_hidden_from_it_are_not_used(monkeypatch, told, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert engine._gpus() == gpus
+
+
+def test_only_what_is_forced_runs_again(project):
+    run_engine()
+    said = run_engine("--only", "apart", "--force", "each@left").stdout
+    assert "each@left: done" in said and "apart" not in said and "each@right" not in said
+
+
 @pytest.fixture
 def scheduler(project):
     """A Dask scheduler and two workers of one class each, as processes of this machine; the path of its scheduler file."""

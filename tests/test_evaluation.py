@@ -71,5 +71,5 @@ def test_deciding_on_features_is_predicting_from_images(network, images):
     with torch.no_grad():  # batch norms that have seen images, and several classes
         network.train()(x)
         network.eval().stages["logits"].bias -= network(x).mean(0)
-    z, right = features(network, x, hardware=CPU, batch_size=5), predict(network, x, hardware=CPU).argmax(1)
-    assert len(right.unique()) > 5 and torch.equal(decide(network, z, hardware=CPU, batch_size=4), right)
+    z, right = features(network, x, hardware=CPU), predict(network, x, hardware=CPU).argmax(1)
+    assert len(right.unique()) > 5 and torch.equal(decide(network, z, hardware=CPU), right)

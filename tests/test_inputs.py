@@ -388,3 +388,11 @@ def test_training_pays_for_no_check(network, batch, monkeypatch):
         monkeypatch.delattr(inputs, name)
     for objective in (Adversarial, TradesKim, Mart):
         assert objective(attack=PGD5)(network, *batch, generator=draws()).loss.isfinite()
+
+
+@pytest.mark.parametrize(("value", "word"), [(-torch.inf, "infinity"), (torch.inf, "infinity"), (torch.nan, "NaN")])
+def test_one_output_that_is_not_finite_is_enough(value, word):
+    outputs = torch.zeros(3, 4)
+    outputs[1, 2] = value
+    with pytest.raises(ValueError, match=f"the network gives {word} for 1 of 3 images"):
+        inputs.finite(outputs)

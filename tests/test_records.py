@@ -183,3 +183,9 @@ def test_a_record_that_cannot_be_saved_leaves_the_old_one_intact(tmp_path):
     with pytest.raises(TypeError):
         records.save(tmp_path / "x", {"a": torch.zeros(3)}, {"card": object()})
     assert torch.equal(records.load(tmp_path / "x").tensors["a"], torch.ones(3))
+
+
+def test_what_older_code_began_is_not_finished_by_another(data, monkeypatch):
+    before = records.interrupted("a", 0, [])
+    monkeypatch.setattr(records, "_method", lambda: {"robust_features.attacks.gradient": "another"})
+    assert records.interrupted("a", 0, []) != before

@@ -16,6 +16,11 @@ def test_wilsons_interval_is_scipys(hits, n):
     assert (found.value, found.n) == (100 * hits / n, n)
 
 
+@pytest.mark.parametrize("n", [10, 50, 300, 1000, 9999])
+def test_where_none_or_all_are_hits_the_interval_ends_there_exactly(n):
+    assert wilson(0, n).low == 0 and wilson(n, n).high == 100, "a rest of rounding would count as above chance"
+
+
 def test_no_images_give_no_value_and_the_widest_interval():
     found = wilson(0, 0)
     assert math.isnan(found.value) and (found.low, found.high, found.n) == (0, 100, 0)

@@ -172,7 +172,8 @@ def listed(root: Path, names: Iterable[str]) -> dict[str, Path]:
 
 def packed(name: str, settings: Mapping[str, Any]) -> list[Path]:
     """The archives that a dataset is read from, or unpacked folders where there is none. Raises UserError for what is missing."""
-    if (kind := settings["kind"] + "-" * ("source" in settings) + settings.get("source", "")) not in FILES:
+    kind = "-".join(filter(None, (settings["kind"], settings.get("source"))))
+    if kind not in FILES:
         raise UserError(f"datasets.{name}: of kind {kind}, which no bundle holds yet")
     named = os.environ.get("ROBUST_FEATURES_DATA")
     places = [*([paths.ROOT / Path(named).expanduser()] if named else []), paths.DATA / "downloads"]

@@ -18,17 +18,6 @@ from robust_features.settings import UserError, nearest, settings
 
 OURS = "ours, on "
 EXACT = "exact values, without intervals"
-Words = Literal[
-    "holds",
-    "holds, for another reason",
-    "mostly holds",
-    "mixed",
-    "does not hold",
-    "no effect",
-    "open",
-    "no such row",
-    "not run",
-]
 HOLDING = ("holds", "holds, for another reason", "mostly holds")
 
 
@@ -79,8 +68,8 @@ class Verdict:
         return sum(each.outcome == outcome for each in self.comparisons)
 
     @property
-    def word(self) -> Words:
-        """The verdict in a word that hides no contradiction: one comparison against the claim is enough for *mixed*, or worse."""
+    def word(self) -> str:
+        """The verdict, a key of `shown.MARKS`; one comparison against the claim is enough for *mixed*, or worse."""
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         if not self.comparisons:
             return "no such row" if self.unmatched else "not run"
@@ -100,20 +89,20 @@ class Verdict:
     def finding(self) -> str:
         """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
-        total, said = len(self.comparisons), self.entry.found
-        unsure = f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
+        total, unsure = len(self.comparisons), f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
         left = unsure + (f", {without} without effect" if without else "")
-        if self.word == "open" or not total or not said or (self.word == "no effect" and "none" not in said):
-            return ""
-        if self.word == "no effect":
-            return said["none"] + (f" in {without} of {total} comparisons, and {unsure}" if undecided else "")
-        if self.word == "does not hold":
-            rest = "" if against == total else f" in {against} of {total} comparisons, and {left}"
-            return f"{said['fails']}{rest}"
-        rest = "" if confirmed == total else f" in {confirmed} of {total} comparisons"
-        rest += f"; the reverse holds in {against}" if against else ""
-        rest += f", and {left}" if against and undecided else ""
-        return f"{said['reason' if self.word == 'holds, for another reason' else 'holds']}{rest}"
+        match self.word:
+            case "open" | "not run" | "no such row":
+                return ""
+            case "no effect":
+                kind, agree, rest = "none", without, f", and {unsure}"
+            case "does not hold":
+                kind, agree, rest = "fails", against, f", and {left}"
+            case word:
+                kind = "reason" if word == "holds, for another reason" else "holds"
+                agree, rest = confirmed, f"; the reverse holds in {against}, and {left}" if against else ""
+        said = self.entry.found.get(kind, "")
+        return said if not said or agree == total else f"{said} in {agree} of {total} comparisons{rest}"
 
     @property
     def deciding(self) -> Comparison | None:

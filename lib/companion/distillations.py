@@ -12,11 +12,10 @@ from torch import Generator, Tensor
 
 from companion import records
 from robust_features.bottleneck import Bottleneck, distil
-from robust_features.evaluation import decide, features
+from robust_features.evaluation import accuracy_of, decide, features
 from robust_features.hardware import Hardware
 from robust_features.networks import Network
 from robust_features.settings import describe
-from robust_features.statistics import Interval, wilson
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def distil_examples(
             apply(robust, name, "clean", label)
     for name in z:
         apply(shuffled(tensors["robust/clean/true"], seed), name, "clean", "shuffled")
-    for name in z.keys() - {"clean"}:
+    for name in [name for name in z if name != "clean"]:
         for label, target in {"true": labels, "predicted": seen[name]}.items():
             apply(judge(name, label, target), name, name, label)
         apply(shuffled(tensors[f"robust/{name}/true"], seed), name, name, "shuffled")
@@ -124,49 +123,50 @@ def load(member: str) -> Distilled:
 
 def accuracies(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """Rows of Table 1 for members, id → dimensions: example, given, features (Int, R, NR), value, low, high, n in percent."""
-    return pd.DataFrame(row for member, dimensions in members.items() for row in _accuracies(load(member), dimensions))
+    return _of_each(members, _accuracies)
 
 
 def agreement(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """Rows of Table 2: how often Z_nr of an attacked image predicts the attacked class, over images the attack fooled."""
-    return pd.DataFrame(row for member, dimensions in members.items() for row in _agreement(load(member), dimensions))
+    return _of_each(members, _agreement)
 
 
 def given_predicted(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """How often Z_r and Z_nr of clean images predict the label that the bottleneck was given."""
-    return pd.DataFrame(
-        row for member, dimensions in members.items() for row in _given_predicted(load(member), dimensions)
-    )
+    return _of_each(members, _given_predicted)
 
 
-def _accuracies(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _of_each(
+    members: Mapping[str, Mapping[str, str]], rows: Callable[[Distilled], Iterator[dict[str, Any]]]
+) -> pd.DataFrame:
+    return pd.DataFrame({**dimensions, **row} for id, dimensions in members.items() for row in rows(load(id)))
+
+
+def _accuracies(found: Distilled) -> Iterator[dict[str, Any]]:
     """Accuracies with the indices found on the clean images, and without one."""
     labels = found.tensors["given/true"]
     of_clean = found.rows.query("distilled in ('', 'clean')")
     for (example, given, part), predictions in _predictions(of_clean, "example", "given", "features"):
-        yield {**dimensions, "example": example, "given": given or "true", "features": part} | asdict(
-            _share(predictions == labels)
-        )
+        share = accuracy_of(predictions, labels)
+        yield {"example": example, "given": given or "true", "features": part, **asdict(share)}
 
 
-def _agreement(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _agreement(found: Distilled) -> Iterator[dict[str, Any]]:
     """Agreement for the indices found on the attacked images themselves."""
-    seen = {
-        example: predictions
-        for (example,), predictions in _predictions(found.rows.query("features == 'Int'"), "example")
-    }
+    whole = found.rows.query("features == 'Int'")
+    seen = {example: predictions for (example,), predictions in _predictions(whole, "example")}
     anew = found.rows.query("features == 'NR' and example == distilled and example != 'clean'")
     for (example, given), predictions in _predictions(anew, "example", "given"):
         fooled = seen[example] != found.tensors["given/true"]
-        agrees = predictions[fooled] == seen[example][fooled]
-        yield {**dimensions, "example": example, "given": given} | asdict(_share(agrees))
+        share = accuracy_of(predictions[fooled], seen[example][fooled])
+        yield {"example": example, "given": given, **asdict(share)}
 
 
-def _given_predicted(found: Distilled, dimensions: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _given_predicted(found: Distilled) -> Iterator[dict[str, Any]]:
     clean = found.rows.query("example == 'clean' and given in ('true', 'predicted', 'random')")
     for (given, part), predictions in _predictions(clean, "given", "features"):
-        share = _share(predictions == found.tensors[f"given/{given}"])
-        yield {**dimensions, "given": given, "features": part} | asdict(share)
+        share = accuracy_of(predictions, found.tensors[f"given/{given}"])
+        yield {"given": given, "features": part, **asdict(share)}
 
 
 def _predictions(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[str, ...], Tensor]]:
@@ -177,10 +177,6 @@ def _predictions(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[str, ..
 
 def _rows(predictions: Tensor, **names: str) -> pd.DataFrame:
     return pd.DataFrame({"image": range(len(predictions)), "prediction": predictions.tolist()}).assign(**names)
-
-
-def _share(hits: Tensor) -> Interval:
-    return wilson(int(hits.sum()), len(hits))
 
 
 def shuffled(robust: Tensor, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -49,20 +50,17 @@ def attack_each(
     zero = torch.zeros(len(clean))
     found = Evaluation(clean=Attacked(clean, zero, zero))
     settings = [seed, {name: describe(attack) for name, attack in attacks.items()}]
-    with records.unfinished(
-        "attacks", settings, [images.images, images.labels, *network.state_dict().values()]
-    ) as once:
+
+    def attacked(name: str) -> dict[str, Tensor]:
+        options = dict(hardware=hardware, seed=seed, report=lambda line: report(f"{name}: {line}"))
+        kept = len(images) if name in whole else GALLERY
+        return vars(attack_all(attacks[name], network, images, images_kept=kept, **options))
+
+    seen = [images.images, images.labels, *network.state_dict().values()]
+    with records.unfinished("attacks", settings, seen) as once:
         for name, attack in attacks.items():
             started = time.perf_counter()
-
-            def made(name: str = name, attack: Attack = attack) -> dict[str, Tensor]:
-                count = len(images) if name in whole else GALLERY
-                options = dict(
-                    hardware=hardware, seed=seed, images_kept=count, report=lambda line: report(f"{name}: {line}")
-                )
-                return vars(attack_all(attack, network, images, **options))
-
-            found[name] = Attacked(**once(name, made))
+            found[name] = Attacked(**once(name, partial(attacked, name)))
             right = (found[name].predictions == images.labels).float().mean()
             seconds, precision = time.perf_counter() - started, crafted_in(attack, network, hardware)
             report(f"{name}: {right:.1%} of {len(images)} still right  ({seconds:.1f} s in {precision})")

@@ -67,8 +67,8 @@ class Group:
 
     def attacks_on(self, run: str) -> dict[str, Attack]:
         """The attacks on a record, by name."""
-        names = next((self.only[member] for member in self.only if run in self.runs(member)), tuple(self.attacks))
-        return {name: self.attacks[name] for name in names}
+        member = next(member for member in self.members if run in self.runs(member))
+        return {name: self.attacks[name] for name in self.only.get(member, self.attacks)}
 
 
 def make(

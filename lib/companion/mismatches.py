@@ -219,24 +219,23 @@ def _void(value: Any, place: tuple[Any, ...]) -> Iterator[Mismatch]:
 def _boundless(run: "Run") -> Iterator[Mismatch]:
     """L2 radii within which every image lies, whatever its pixels: most likely an ε in bytes."""
     made = _made(run)
-    of = lambda name: run.datasets.get(made.get(name, name))  # noqa: E731
-    places: list[tuple[tuple[Any, ...], Any, list[Source | None]]] = []
+
+    def size(dataset: str) -> float:
+        data = run.datasets.get(made.get(dataset, dataset))
+        return data.size if data else math.inf
+
     for name, group in run.networks.items():
-        own = {member: of(model.dataset) for member, model in group.members.items()}
-        places += [
-            (("networks", name, "members", member), group.members[member], [data]) for member, data in own.items()
-        ]
-        places += [(("networks", name, "attacks"), group.attacks, [*own.values()])]
+        for member, model in group.members.items():
+            yield from _beyond(model, ("networks", name, "members", member), size(model.dataset))
+        largest = max(size(model.dataset) for model in group.members.values())
+        yield from _beyond(group.attacks, ("networks", name, "attacks"), largest)
     for kind, key in (("constructed", "sets"), ("transfers", "attacks")):
         for name, entry in getattr(run, kind).items():
-            places += [((kind, name, key), getattr(entry, key), [of(entry.dataset)])]
-    for place, value, data in places:
-        if sizes := [source.size for source in data if source]:
-            yield from _beyond(value, place, max(sizes))
+            yield from _beyond(getattr(entry, key), (kind, name, key), size(entry.dataset))
 
 
-def _beyond(value: Any, place: tuple[Any, ...], size: int) -> Iterator[Mismatch]:
-    most = math.sqrt(3 * size**2)
+def _beyond(value: Any, place: tuple[Any, ...], size: float) -> Iterator[Mismatch]:
+    most = math.sqrt(3) * size
     for at, inner in _tables(value, place):
         radius = inner.get("epsilon")
         if radius and inner.get("norm", "l2") == "l2" and radius > most:

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from companion import checkout, paths
 from companion.constructed import Constructions
-from companion.datasets import DatasetSettings, fingerprint
+from companion.datasets import DatasetSettings, Source, fingerprint
 from companion.groups import Group
 from companion.mismatches import mismatches
 from companion.resolve import Written, place_of, resolve
@@ -150,20 +150,25 @@ def split(folder: Path) -> Path:
         raise UserError(STALE)
     run = load()
     with atomic(folder) as partial:
-        for key, value in found["run"].items():
-            inner = {f"{key}/{name}": part for name, part in value.items()} if key in DIVIDED else {key: value}
-            if key == "networks":  # how features are distilled is stated once, and read by groups that distil
-                how = {"bottleneck": found["run"]["bottleneck"]}
-                inner = {name: part | how if part.get("distil") else part for name, part in inner.items()}
-            if key == "sections":
-                inner |= {f"sections/{path.stem}": value.get(path.stem, {}) for path in paths.NOTEBOOKS.glob("*.ipynb")}
-            if key == "datasets":
-                inner |= {f"outside/{name}": fingerprint(data) for name, data in run.datasets.items()}
-            for name, part in inner.items():
-                target = partial / f"{name}.json"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for name, part in _files(found["run"], run.datasets):
+            target = partial / f"{name}.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return folder
+
+
+def _files(run: dict[str, Any], datasets: Mapping[str, Source]) -> Iterator[tuple[str, Any]]:
+    """The names and contents of these files. How features are distilled is stated once, and read by groups that distil."""
+    for key, value in run.items():
+        for name, part in value.items() if key in DIVIDED else ():
+            distils = key == "networks" and part.get("distil")
+            yield f"{key}/{name}", part | {"bottleneck": run["bottleneck"]} if distils else part
+        if key not in DIVIDED:
+            yield key, value
+    for path in paths.NOTEBOOKS.glob("*.ipynb"):
+        yield f"sections/{path.stem}", run["sections"].get(path.stem, {})
+    for name, data in datasets.items():
+        yield f"outside/{name}", fingerprint(data)
 
 
 def _notice_what_datasets_read(run: Run) -> None:

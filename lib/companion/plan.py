@@ -1,7 +1,7 @@
 """What a scale costs, before it runs: `python -m companion.plan [SCALE]`.
 
 It counts passes, one image forward and back through a network, and times one pass of each network on this machine. For attacks
-that stop once an image is fooled, only a share of the images is counted, SURVIVORS. Regularisers and the sections, which mostly
+that stop once an image is fooled, only a share of the images is counted, `surviving`. Regularisers and the sections, which mostly
 read what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline` says what one GPU would take.
 """
 
@@ -33,10 +33,6 @@ from robust_features.training import Training
 COUNTED = "gpu"  # the scale whose minutes are counted, on whatever machine
 About = tuple[str, str, NetworkSettings, int]  # the first four of Work
 ABOUT = 17_000, 1_700  # training and test images if only reading them tells: nine groups of Tiny-ImageNet
-SURVIVORS = {
-    False: 0.5,
-    True: 0.05,
-}  # shares of images that attacks within ε do not fool, for networks trained against them or not
 FORWARD = 1 / 3  # of a pass, for one without gradients
 CLASSES, BATCH, ROUNDS = 10, 100, 3  # of the networks and the batches that are timed
 
@@ -123,6 +119,11 @@ def distilled(how: Bottleneck, sets: int, images: int) -> float:
     return float(how.steps * images * (3 + 2 * sets))
 
 
+def surviving(model: Training) -> float:
+    """The share of images that attacks within ε do not fool, roughly."""
+    return 0.05 if model.objective.kind == "standard" else 0.5
+
+
 def works(run: Run) -> Iterator[Work]:
     """The work of every heavy stage of a scale, network by network."""
     for name, group in run.networks.items():
@@ -133,8 +134,8 @@ def works(run: Run) -> Iterator[Work]:
         for id, (recipe, member) in entry.ids(key, [*members]).items():
             count = _each(recipe) * sum(_count(data)[split] for split in recipe.splits)
             steps = 0 if getattr(recipe.make, "control", "") == "noise" else recipe.make.steps
-            about = f"construct@{key}", id, members[member].network, data.size, "attack"
-            yield Work(*about, count * steps, _batches(count, recipe.batch_size) * steps, recipe.make.kind)
+            about = f"construct@{key}", id, members[member].network, data.size
+            yield Work(*about, "attack", count * steps, _batches(count, recipe.batch_size) * steps, recipe.make.kind)
     for key, transfer in run.transfers.items():
         data, victims = run.datasets[transfer.dataset], len(run.networks[transfer.victims].trainings)
         count = _count(data)["test"]
@@ -248,7 +249,7 @@ def _member(stage: str, run: Run, group: Group, name: str, model: Training) -> I
     test, attacks = count["test"], group.attacks_on(name)
     yield Work(*about, "forward", test, _batches(test))
     for attack in attacks.values():
-        yield from attacked(about, attack, test, SURVIVORS[model.objective.kind == "standard"])
+        yield from attacked(about, attack, test, surviving(model))
     if group.bottleneck:
         heads = distilled(group.bottleneck, len({*group.distil} & {*attacks}), test)
         yield Work(*about, "head", heads, heads / min(CHUNK * BATCH_ON_A_GPU, test), "distilled", "fp32")

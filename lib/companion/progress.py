@@ -70,12 +70,8 @@ class Progress:
     def ended(self, failed: Mapping[str, str], skipped: Sequence[str]) -> None:
         """What failed, what was skipped because of it, and what to do."""
         if not failed:
-            self.said(
-                f"{self.done} stages made anew, the others were up to date; {time.time() - self.begun:.0f} s"
-                if self.done
-                else "Everything is up to date."
-            )
-            return
+            anew = f"{self.done} stages made anew, the others were up to date; {time.time() - self.begun:.0f} s"
+            return self.said(anew if self.done else "Everything is up to date.")
         self.said(f"failed: {', '.join(failed)}")
         if skipped:
             self.said(f"skipped, because they need what failed: {', '.join(skipped)}")

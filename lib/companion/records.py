@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from companion import paths
+from companion import closure, paths
 from companion.paths import made
 from robust_features.files import atomic, sha256
 from robust_features.settings import UserError
@@ -77,11 +78,19 @@ def members(group: str) -> list[str]:
 
 
 def interrupted(kind: str, settings: Any, tensors: Iterable[Tensor]) -> Path:
-    """data/interrupted/<kind>-<hash of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """data/interrupted/<kind>-<hash of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes.
+
+    All that the method's code says is part of it: what an older one began is not finished by another."""
+    key = hashlib.sha256(json.dumps([settings, _method()], sort_keys=True).encode())
     for tensor in tensors:
         key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return paths.DATA / "interrupted" / f"{kind}-{key.hexdigest()[:16]}"
+
+
+@cache
+def _method() -> dict[str, str]:
+    """Checksums of the code that unfinished work may have been made by."""
+    return closure.checksums("from robust_features import attacks, bottleneck, construction, training")
 
 
 @contextmanager

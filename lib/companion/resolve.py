@@ -106,10 +106,10 @@ def _inherit(name: str, table: Mapping[str, Any], place: str, key: str = "from")
     if table.get(name) is None:
         known = [name for name, entry in table.items() if entry is not None]
         raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, known)}; there are {', '.join(known)}")
-    return _from(table[name], table, place, key)
+    return _from(table[name], table, key)
 
 
-def _from(entry: Written, table: Mapping[str, Any], place: str, key: str = "from") -> Written:
+def _from(entry: Written, table: Mapping[str, Any], key: str = "from") -> Written:
     if key not in entry:
         return entry
     other = _inherit(entry[key], table, entry.places[key], key)
@@ -156,7 +156,7 @@ def _member(member: Written, text: Written) -> Written:
     found = Written({key: value for key, value in member.items() if value is not None}, member.places)
     for key in ("regulariser", "mask"):
         if key in found:
-            found[key] = _from(found[key], text[NAMED[key]], found.places[key])
+            found[key] = _from(found[key], text[NAMED[key]])
     if "attack" in found["objective"]:
         attack = _attack(found["objective"]["attack"], text, "training", member["dataset"])
         found["objective"] = Written({**found["objective"], "attack": attack}, found["objective"].places)
@@ -183,7 +183,7 @@ def _attacks(form: Written, text: Written, dataset: str) -> Written:
 
 def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written:
     """An attack with its ε, from `threat` if it has none of its own, and its step in pixels."""
-    found = dict(whole := _whole(_from(attack, text["attacks"][table], table)))
+    found = dict(whole := _whole(_from(attack, text["attacks"][table])))
     step, share = found.pop("step", None), found.pop("share", None)
     ball = found.pop("ball", found.get("kind") not in UNBOUNDED)
     if found.get("kind") == "adaptive":
@@ -228,5 +228,8 @@ def _nested(path: str, value: Any, place: str) -> Written:
 
 def _times(factor: Any, length: Any) -> float:
     """A multiple of an ε; both may be written as fractions."""
-    numbers = (float(Fraction(value)) if isinstance(value, str) else value for value in (factor, length))
-    return round(next(numbers) * next(numbers), 12)  # 0.23 of 0.2 is 0.046
+    return round(_number(factor) * _number(length), 12)  # 0.23 of 0.2 is 0.046
+
+
+def _number(written: Any) -> float:
+    return float(Fraction(written)) if isinstance(written, str) else written

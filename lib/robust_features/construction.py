@@ -194,7 +194,10 @@ def construct(
             how.check(outputs, goal)
             before = how.distance(outputs, goal)
             with hardware.autocast(precision):
-                near = lambda z, at=...: how.distance(z, goal[at])  # noqa: E731
+
+                def near(z: Tensor, at: Tensor | slice = slice(None)) -> Tensor:  # of some rows: those still moving
+                    return how.distance(z, goal[at])
+
                 found = how.move(lambda x: how.outputs(network, x), near, start, keys[rows])
             inputs.finite(found, "the network's gradients give")
             stored = (255 * found).round().byte()  # what a dataset keeps

@@ -81,23 +81,19 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:
     return wilson(int((predictions == labels).sum()), len(labels))
 
 
-def predict(network: Network, images: Tensor, *, hardware: Hardware, batch_size: int | None = None) -> Tensor:
+def predict(network: Network, images: Tensor, *, hardware: Hardware) -> Tensor:
     """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError for what `inputs` refuses."""
-    return _outputs(network, inputs.pixels, network, images, hardware, batch_size)
+    return _outputs(network, inputs.pixels, network, images, hardware)
 
 
-def features(
-    network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int | None = None
-) -> Tensor:
+def features(network: Network, images: Tensor, *, hardware: Hardware, at: str | None = None) -> Tensor:
     """(N, C, h, w) float32 on the CPU: f_l of every image, by default at the network's split."""
-    return _outputs(partial(network.features, at=at), inputs.pixels, network, images, hardware, batch_size)
+    return _outputs(partial(network.features, at=at), inputs.pixels, network, images, hardware)
 
 
-def decide(
-    network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None, batch_size: int | None = None
-) -> Tensor:
+def decide(network: Network, features: Tensor, *, hardware: Hardware, at: str | None = None) -> Tensor:
     """(N,) class that f_l+ predicts from features, on the CPU."""
-    return _outputs(partial(network.head, at=at), inputs.numbers, network, features, hardware, batch_size).argmax(1)
+    return _outputs(partial(network.head, at=at), inputs.numbers, network, features, hardware).argmax(1)
 
 
 def _outputs(
@@ -106,9 +102,8 @@ def _outputs(
     network: Network,
     given: Tensor,
     hardware: Hardware,
-    batch_size: int | None,
 ) -> Tensor:
     network.to(hardware.device)
     with frozen(network), torch.no_grad():
-        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(batch_size or hardware.batch))
+        batches = (checked(network, batch.to(hardware.device)) for batch in given.split(hardware.batch))
         return inputs.finite(torch.cat([function(batch).float().cpu() for batch in batches]))

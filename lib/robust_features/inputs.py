@@ -29,13 +29,14 @@ def attack(
     with gradients():
         x = pixels(model, images)
         y = classes(labels, x)
-        if len(x):
-            watched, draws = _Watched(model, y), Generator().manual_seed(SEED) if generator is None else generator
-            x = self.perturb(watched, x, y, generator=draws)
-            finite(watched.last)
-            finite(x, "the network's gradients give")
-            watched.finite_on_the_way()
-    return x.detach().to(images.dtype, copy=not len(x))
+        if not len(x):
+            return images.detach().clone()
+        watched, draws = _Watched(model, y), Generator().manual_seed(SEED) if generator is None else generator
+        x = self.perturb(watched, x, y, generator=draws)
+        finite(watched.last)
+        finite(x, "the network's gradients give")
+        watched.finite_on_the_way()
+    return x.detach().to(images.dtype)
 
 
 @contextmanager
@@ -119,10 +120,9 @@ def logits(found: Tensor, labels: Tensor) -> None:
 
 def finite(outputs: Tensor, what: str = "the network gives") -> Tensor:
     """The outputs, (N, …). Raises ValueError if one is NaN or infinite: NaN's argmax is class 0, which may be the label."""
-    largest = outputs.flatten(1).amax(1)
-    bad = ~largest.isfinite()
+    bad = ~outputs.flatten(1).isfinite().all(1)
     if bad.any():
-        word = "NaN" if largest.isnan().any() else "infinity"
+        word = "NaN" if outputs.isnan().any() else "infinity"
         raise ValueError(f"{what} {word} for {int(bad.sum())} of {len(outputs)} images: are its weights finite?")
     return outputs
 
@@ -185,7 +185,7 @@ class _Watched:
             self._labels = None
         self.last = found.detach()
         if self.last.numel():
-            self._broken["outputs"] += ~self.last.amax(1).isfinite().all()
+            self._broken["outputs"] += ~self.last.isfinite().all()
         return found
 
 

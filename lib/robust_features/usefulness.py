@@ -65,9 +65,13 @@ def types(kinds: list[Kind], elsewhere: Tensor, *, rho: float) -> list[Type]:
     >>> types(["robust", "non-robust", "non-robust"], torch.tensor([0.8, 0.4, 0.0]), rho=0.2)
     ['A', 'B', 'C']
     """
-    names: dict[Kind, Type] = {"robust": "A", "not useful": "not useful"}
-    entangled = (elsewhere >= rho).tolist()
-    return [names.get(kind) or ("B" if there else "C") for kind, there in zip(kinds, entangled, strict=True)]
+
+    def of(kind: Kind, value: float) -> Type:
+        if kind == "non-robust":
+            return "B" if value >= rho else "C"
+        return "A" if kind == "robust" else kind
+
+    return [of(*each) for each in zip(kinds, elsewhere.tolist(), strict=True)]
 
 
 def usefulness(values: Tensor, labels: Tensor, classes: int) -> Tensor:

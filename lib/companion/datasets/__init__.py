@@ -43,11 +43,6 @@ class Source:
         return None
 
     @property
-    def class_count(self) -> int | None:
-        """How many classes there are, where they may be few; None elsewhere."""
-        return None
-
-    @property
     def taught(self) -> int | None:
         """How many images are trained on; None where only reading them tells."""
         return self.train or (self.available and self.available[0] - self.validation)
@@ -209,10 +204,6 @@ class ImageFolder(Source):
     @property
     def available(self) -> tuple[int, int]:  # at most: files that are not images are counted too
         return tuple(sum(1 for _ in self.folder.glob(f"{split}/*/*")) for split in ("train", "test"))
-
-    @property
-    def class_count(self) -> int:
-        return sum(path.is_dir() for path in self.folder.glob("train/[!.@]*"))
 
     def problem(self) -> str:
         """What keeps it from being read as asked; empty if nothing."""

@@ -1,30 +1,8 @@
 """What readers see: tables, figures, pages and the contents. Imports no torch, and pandas, matplotlib, nbconvert only when used."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from companion.report.captions import conditions
-    from companion.report.comparisons import compared, steps
-    from companion.report.figures import curves, figure, multiples, plain, style
-    from companion.report.sources import line, source
-    from companion.report.tables import label, published, table
-
-__all__ = [
-    "compared",
-    "conditions",
-    "curves",
-    "figure",
-    "label",
-    "line",
-    "multiples",
-    "plain",
-    "published",
-    "source",
-    "steps",
-    "style",
-    "table",
-]
 _HOMES = {
     "compared": "comparisons",
     "conditions": "captions",
@@ -40,6 +18,7 @@ _HOMES = {
     "style": "figures",
     "table": "tables",
 }
+__all__ = [*_HOMES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

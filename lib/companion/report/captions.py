@@ -1,6 +1,6 @@
 """What a table's or figure's numbers were measured with, for its caption: taken from the settings, never typed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from companion.params import Run
@@ -17,27 +17,26 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
     that distil; then `also`. Names that are not part of this scale are left out."""
     groups = {name: run.networks[group] for name in names if (group := _group(run, name))}
     chosen = {name: [*_members(name, group)] for name, group in groups.items()}
-    trained: dict[str, dict[str, None]] = {}
-    for model in (model for models in chosen.values() for model in models):
-        trained.setdefault(f"on {_learnt(run, model.dataset)} ({model.epochs} epochs)", {})[
-            network_label(model.network)
-        ] = None
+    trained = _grouped(
+        (f"on {_learnt(run, model.dataset)} ({model.epochs} epochs)", network_label(model.network))
+        for models in chosen.values()
+        for model in models
+    )
     seeds = sorted({seed for group in groups.values() for seed in group.seeds})
     networks = "; ".join(f"{' and '.join(each)} {where}" for where, each in trained.items())
     said = [f"Networks: {networks}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."]
-    balls: dict[
-        tuple[str, str], dict[str, dict[str, None]]
-    ] = {}  # attack and what it spends → ball → data it is made on
-    for name in attacks:
-        for of, group in groups.items():
-            if name in group.attacks:
-                ball, effort = _said(group.attacks[name])
-                data = {label(_dataset(run, model.dataset)): None for model in chosen[of]}
-                balls.setdefault((label(name), effort), {}).setdefault(ball, {}).update(data)
-    within: dict[str, list[str]] = {}
-    for (name, effort), places in balls.items():
-        where = (f"{ball} on {' and '.join(data)}" if "≤" in ball else ball for ball, data in places.items())
-        within.setdefault("; ".join(where), []).append(f"{name} ({effort})")
+    made_on = _grouped(
+        ((label(name), *_said(group.attacks[name])), label(_dataset(run, model.dataset)))
+        for name in attacks
+        for of, group in groups.items()
+        if name in group.attacks
+        for model in chosen[of]
+    )
+    balls = _grouped(
+        ((name, effort), f"{ball} on {' and '.join(data)}" if "≤" in ball else ball)
+        for (name, ball, effort), data in made_on.items()
+    )
+    within = _grouped(("; ".join(where), f"{name} ({effort})") for (name, effort), where in balls.items())
     said += [
         f"Attacks {'' if ball.startswith('without') else 'with '}{ball}: {', '.join(each)}."
         for ball, each in within.items()
@@ -46,6 +45,15 @@ def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str =
         said.append(f"Bottleneck: {how.steps} steps, β = {how.beta:g} unless varied.")
     counts = tuple(sorted({len(group.seeds) for group in groups.values()}))
     return Conditions(" ".join([*said, *([also] if also else [])]), counts)
+
+
+def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
+    """The values of each key, each once, in the order met."""
+    found: dict[Any, list[str]] = {}
+    for key, value in pairs:
+        if value not in found.setdefault(key, []):
+            found[key].append(value)
+    return found
 
 
 def _dataset(run: Run, name: str) -> str:

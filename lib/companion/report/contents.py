@@ -65,7 +65,9 @@ def load_run() -> dict[str, Any]:
     """The `run` of run.yaml, not validated: `params.load` does that, and imports torch. Raises UserError if there is none."""
     try:
         run = YAML(typ="safe").load(paths.RUN)["run"]
-        return {**run, "scale": run["scale"], "seed": run["seed"]}
+        if lacking := {"scale", "seed"} - {*run}:
+            raise KeyError(*lacking)
+        return run
     except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.RUN} is not readable: run `make`, or `python -m companion.params`") from error
 

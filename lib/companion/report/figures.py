@@ -2,11 +2,11 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
@@ -110,13 +110,10 @@ def plain(text: object) -> str:
     return rf"$\_${escaped[1:]}" if escaped.startswith("_") else escaped
 
 
-def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str, names: Sequence[str] = ()) -> None:
-    """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`.
-
-    `names`: the hues of all panels under one legend, if a panel lacks some: each then has the same colour in all of them."""
-    names = list(names) or [*rows[hue].unique()]
-    for name, part in rows.groupby(hue, sort=False):
-        colour = f"C{names.index(name)}"
+def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str) -> None:
+    """Lines of `value` along `x`, one for each `hue` in the order met, with the band from `low` to `high`."""
+    for number, (name, part) in enumerate(rows.groupby(hue, sort=False)):
+        colour = f"C{number}"
         axis.plot(part[x], part["value"], marker="o", label=plain(name), color=colour)
         axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour, linewidth=0)
 
@@ -127,26 +124,22 @@ def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, y
     Many lines in one panel cannot be told apart; all panels share the vertical axis."""
     from companion.report.tables import label
 
-    parts = {name: part for name, part in rows.groupby([group, panel], sort=False)}
-    deep = {name: -(-len([each for each in parts if each[0] == name]) // across) for name in rows[group].unique()}
-    drawing, axes = plt.subplots(
-        sum(deep.values()), across, figsize=(10, 2.3 * sum(deep.values())), sharey=True, squeeze=False
-    )
+    panels = {name: [*part.groupby(panel, sort=False)] for name, part in rows.groupby(group, sort=False)}
+    deep = [-(-len(parts) // across) for parts in panels.values()]
+    drawing, axes = plt.subplots(sum(deep), across, figsize=(10, 2.3 * sum(deep)), sharey=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
-    first = 0
-    for name, depth in deep.items():
-        those = [(key[1], part) for key, part in parts.items() if key[0] == name]
-        for axis, (which, part) in zip(axes[first : first + depth].flat, those, strict=False):
-            for other, line in those:
-                axis.plot(line[x], line["value"], color="#88888880", lw=0.8) if other != which else None
+    for (name, parts), grid in zip(panels.items(), np.split(axes, np.cumsum(deep)[:-1]), strict=True):
+        for axis, (which, part) in zip(grid.flat, parts, strict=False):
+            for other, line in parts:
+                if other != which:
+                    axis.plot(line[x], line["value"], color="#88888880", lw=0.8)
             axis.plot(part[x], part["value"], color="C0", marker="o", ms=4)
             axis.fill_between(part[x], part["low"], part["high"], alpha=0.25, facecolor="C0", linewidth=0)
             axis.set_visible(True)
             axis.set_title(plain(f"{label(name)}\n{label(which)}"), fontsize=9)
             axis.tick_params(labelsize=8)
             axis.tick_params(axis="x", rotation=90 if part[x].nunique() > READABLE else 0)
-        first += depth
     drawing.supxlabel(xlabel, fontsize=10)
     drawing.supylabel(ylabel, fontsize=10)
     return drawing

@@ -1,7 +1,7 @@
 """The first page, reports/index.html: what each paper claims, what was found and how certain that is, for every scale there is."""
 
 import base64
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -71,8 +71,8 @@ def render() -> Path:
         figures=[shown for each in TEXT["figures"].items() if (shown := figure(*each, found, homes))],
         thumbnails={paper: thumbnail(reference["thumbnail"], found) for paper, reference in PAPERS.items()},
         evidence=lambda scale, artefact: scale.address(homes.get(artefact, ""), artefact),
-        first=lambda section: next((page for scale in found if (page := scale.page(section))), ""),
-        anywhere=lambda artefact: next((p for s in found if (p := s.address(homes[artefact], artefact))), ""),
+        first=lambda section: _first(scale.page(section) for scale in found),
+        anywhere=lambda artefact: _first(scale.address(homes[artefact], artefact) for scale in found),
         strip=strip,
         called=called,
         effect=effect,
@@ -167,10 +167,14 @@ def confidence(verdicts: Sequence["Verdict"], scale: Scale, images: str = "") ->
     of = f"{seeds} trainings of each network" if seeds > 1 else "one training of each network"
     n = "" if seeds > 1 or not counts else f", n = {_range(counts)}"
     n += f", {' and '.join(points)} points" if points else ""
-    few = {0: "no comparison", 1: "the only comparison", 2: "both comparisons"}
-    which = few.get(len(every), f"all {len(every)} comparisons")
-    which = f"{undecided} of {len(every)} comparisons" if 0 < undecided < len(every) else which
-    return f"{level}: {images or scale.images}, {of}{n}, {which} {'undecided' if undecided else 'decided'}."
+    return f"{level}: {images or scale.images}, {of}{n}, {_decided(undecided, len(every))}."
+
+
+def _decided(undecided: int, total: int) -> str:
+    if 0 < undecided < total:
+        return f"{undecided} of {total} comparisons undecided"
+    every = {0: "no comparison", 1: "the only comparison", 2: "both comparisons"}.get(total, f"all {total} comparisons")
+    return f"{every} {'undecided' if undecided else 'decided'}"
 
 
 def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
@@ -225,6 +229,11 @@ def _pictures(scale: Scale) -> list[dict[str, str]]:
 
 def _inline(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _first(addresses: Iterable[str]) -> str:
+    """The first that is not empty."""
+    return next(filter(None, addresses), "")
 
 
 def strip(verdicts: Sequence["Verdict"]) -> list[tuple[str, int]]:
@@ -338,7 +347,8 @@ def figure(artefact: str, claim: str, found: Sequence[Scale], homes: dict[str, s
 
 def thumbnail(artefact: str, found: Sequence[Scale]) -> str:
     """The address of a figure's picture: SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
-    return next((f"{scale.place}/{drawn}" for scale in found if (drawn := picture(scale.folder, artefact))), "")
+    drawn = ((scale.place, picture(scale.folder, artefact)) for scale in found)
+    return _first(f"{place}/{path}" for place, path in drawn if path)
 
 
 def forest(verdict: "Verdict", width: int = 230) -> Markup:

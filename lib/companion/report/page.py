@@ -20,9 +20,9 @@ from traitlets.config import Config
 
 from companion import paths
 from companion.report.contents import TEMPLATE, TEMPLATES, Page, frame, title
-from companion.report.landing import confidence, sentence, thumbnail
+from companion.report.landing import confidence, sentence
 from companion.report.scales import Scale, scales
-from companion.report.shown import chip, write
+from companion.report.shown import chip, picture, write
 from robust_features.settings import UserError
 
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
@@ -67,7 +67,6 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
     side = {"does not hold": "against", "no effect": "none"}.get(verdict.word, "for") if verdict else ""
     if verdict and 2 * verdict.count(side) > len(verdict.comparisons):
         finding = verdict.finding.partition(";")[0]  # if it is that of most comparisons; else the question stays
-    drawn = thumbnail(artefact, [scale]) if artefact else ""
     top = TEMPLATES.get_template("top.html.j2").render(
         finding=finding,
         question=page.title,
@@ -75,7 +74,7 @@ def _topped(body: str, target: Path, run: dict[str, Any], page: Page) -> tuple[s
         doubt=about.get("doubt"),
         found=sentence(verdict) if verdict else "",
         confidence=confidence([verdict], scale, about.get("images", "")) if verdict else "",
-        figure=f"figures/{Path(drawn).name}" if drawn else "",
+        figure=picture(target.parent, artefact) if artefact else "",
         artefact=artefact,
         shows=about["artefacts"].get(artefact, ""),
         chip=chip,

@@ -131,7 +131,7 @@ def _found(*, published: bool) -> Iterator[Scale]:
 
 def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings without the networks and images of papers that have no page in the folder: scales are published by paper."""
-    papers = {name.split("-")[1] for path in folder.glob("*-*") if (name := path.name)[0].isdigit()}
+    papers = {path.name.split("-")[1] for path in folder.glob("[0-9]*-*")}
     networks = {name: group for name, group in run.get("networks", {}).items() if name.partition("/")[0] in papers}
     if not networks:
         return run

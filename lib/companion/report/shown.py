@@ -64,11 +64,8 @@ class Conditions:
         if not several:
             return "over test images of one training (another seed may change a value by more)"
         said = f"over {' or '.join(map(str, several))} seeds"
-        return (
-            said
-            if len(several) == len(self.seeds)
-            else f"{said} where n says so, otherwise over test images of one training"
-        )
+        mixed = len(several) < len(self.seeds)
+        return f"{said} where n says so, otherwise over test images of one training" if mixed else said
 
     def seeds_of(self, n: "Series") -> "Series":
         """The seeds behind each row, by its n, which is their number if an interval is over seeds."""

@@ -161,9 +161,12 @@ def table(
         def placed(names: Series) -> pd.Categorical:
             """In the paper's order of this dimension: PGD is a way of training and an attack."""
             theirs = [label(name) for name in _printed(paper, names.name)]
-            place = {name: theirs.index(name) if name in theirs else len(theirs) for name in names.unique()}
-            rank = {name: (at, known.index(name) if name in known else -1, _number(name)) for name, at in place.items()}
-            return pd.Categorical(names, sorted(rank, key=rank.__getitem__))
+
+            def rank(name: str) -> tuple[int, int, float]:
+                printed = theirs.index(name) if name in theirs else len(theirs)
+                return printed, known.index(name) if name in known else -1, _number(name)
+
+            return pd.Categorical(names, sorted(names.unique(), key=rank))
 
         ordered = labelled.apply(placed)
         ordered["cell"] = [cell(row, measured, spread, printed, plain) for _, row in ours.iterrows()]

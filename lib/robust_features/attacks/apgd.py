@@ -61,7 +61,7 @@ class APGD:
         shortest, shrink = max(int(0.06 * self.steps), 1), max(int(0.03 * self.steps), 1)
         s = _State.start(start, centre, labels, targets, step=2 * self.epsilon)
         for number in range(self.steps + 1):
-            images = s.images.requires_grad_(True)
+            images = s.images.detach().requires_grad_(True)
             logits = model(images)
             loss = self._loss(logits, s.labels, s.targets)
             (s.gradient,) = torch.autograd.grad(loss.sum(), images)

@@ -60,13 +60,16 @@ class Square:
             query = asked[:, None] + torch.arange(together, device=images.device)
             squares = self._squares(images.shape[1:], keys, query.clamp_max(self.queries - 1), sides)
             candidates = ball.project(best[:, None] + squares, centre[:, None])
-            value = margin(model(candidates.flatten(0, 1)).float(), labels.repeat_interleave(together)).view_as(query)
-            better = (value < least[:, None]) & (query < self.queries) & ~done[:, None]
-            success, first = better.any(1), better.int().argmax(1)
-            image = torch.arange(len(rows), device=images.device)
-            best = torch.where(per_image(success), candidates[image, first], best)
-            least = torch.where(success, value[image, first], least)
-            asked, passes = asked + torch.where(success, first + 1, together), passes + 1
+            margins = margin(model(candidates.flatten(0, 1)).float(), labels.repeat_interleave(together)).view_as(query)
+            lower = (margins < least[:, None]) & (query < self.queries) & ~done[:, None]
+            improved, first = (
+                lower.any(1),
+                lower.int().argmax(1),
+            )  # later candidates began from what is no longer the best
+            chosen = torch.arange(len(rows), device=images.device), first
+            best = torch.where(per_image(improved), candidates[chosen], best)
+            least = torch.where(improved, margins[chosen], least)
+            asked, passes = asked + torch.where(improved, first + 1, together), passes + 1
 
     def _squares(self, shape: torch.Size, keys: Tensor, query: Tensor, sides: Tensor) -> Tensor:
         """(n, k, C, H, W): what each of its (n, k) queries changes in an image of this shape."""

@@ -250,8 +250,7 @@ def apart(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return torch.inf
     one, other = one.float().nan_to_num(), other.float().nan_to_num()
-    difference = torch.linalg.vector_norm(one - other).item()
-    return difference and difference / max(torch.linalg.vector_norm(one).item(), 1e-30)
+    return (torch.linalg.vector_norm(one - other) / torch.linalg.vector_norm(one).clamp_min(1e-30)).item()
 
 
 def rounding(images: Tensor) -> float:
