@@ -130,7 +130,7 @@ class Verdict:
         if self.over == EXACT:
             return f"{said}; {EXACT}"
         said += f", {self.count('none')} without effect" if self.count("none") else ""
-        chance = f"if nothing differed, about {self.by_chance:.2g} would be decided by chance"
+        chance = f"if nothing differed, {self.by_chance:.2g} of {looks} would be decided by chance"
         return f"{said}; {chance}; 95 % intervals {self.over}"
 
     @property

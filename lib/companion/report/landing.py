@@ -297,9 +297,8 @@ def _clean(scale: Scale) -> list[str]:
         for row in rows.to_dict("records"):
             network = label(row.get("network") or row.get("classifier") or row.get("trained on") or "")
             theirs = pd.to_numeric(pd.Series([row.get("paper"), row.get("reference")]), errors="coerce").dropna()
-            beside = (
-                f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else ', on other images'})" if len(theirs) else ""
-            )
+            learnt = "with all training images" if row["dataset"].startswith("cifar10") else "on other images"
+            beside = f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else f', {learnt}'})" if len(theirs) else ""
             found.append(
                 f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}: {row['value']:.1f}{beside}"
             )

@@ -135,7 +135,7 @@ def table(
     if conditions:
         tidy["seeds"] = conditions.seeds_of(tidy["n"][: len(rows)])
     ours = tidy[: len(rows)]
-    digits = max((len(str(value).partition(".")[2]) for value in paper["value"]), default=decimals)
+    digits = max((len(f"{value:.12g}".partition(".")[2]) for value in paper["value"]), default=decimals)
     measured = "<b>{}</b>" if paper["value"].notna().any() else "{}"  # if all is ours, nothing needs to stand out
     about = "~" if paper["approximate"].any() else ""
     units = ours["unit"].unique() if "unit" in ours else ["%"]
