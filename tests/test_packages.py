@@ -33,6 +33,19 @@ def test_the_method_alone_installs_what_it_imports_and_nothing_else():
     assert needs == imported - {"pydantic_core"}, "the latter comes with pydantic"
 
 
+def test_what_the_project_imports_is_asked_for_by_name():
+    """Not brought along by something else, which may stop doing so."""
+    files = (LIBRARY / "companion").rglob("*.py")
+    imported = {name.lower() for path in files for name in imports(path)}
+    imported -= {*sys.stdlib_module_names, "companion", "robust_features", "pydantic_core"}
+    project = tomllib.loads((LIBRARY.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    needs = {
+        re.split("[><=]", need)[0] for need in project["dependencies"] + project["optional-dependencies"]["project"]
+    }
+    modules = {"pillow": "pil", "ruamel.yaml": "ruamel", "scikit-learn": "sklearn", "jupyter-client": "jupyter_client"}
+    assert imported <= {modules.get(name, name) for name in needs}
+
+
 def test_the_method_is_importable_without_the_project(tmp_path):
     (tmp_path / "robust_features").symlink_to(LIBRARY / "robust_features")
     code = "import sys; sys.path.insert(0, '.'); sys.modules['companion'] = sys.modules['dvc'] = None\n"
