@@ -42,13 +42,7 @@ FILES = {  # what kinds of datasets read, an archive first
     "imagenet9-tiny-imagenet": [("tiny-imagenet-200.zip", "tiny-imagenet-200")],
     "imagenet9-downsampled": [("Imagenet64",)],
 }
-NOT_THERE = (
-    "dask",
-    "distributed",
-    "dvc",
-    "jupyter",
-    "rich",
-)  # from pyproject.toml; of the last, stages need only the kernel
+NOT_THERE = ("dask", "distributed", "dvc", "jupyter", "rich")  # of pyproject.toml; of jupyter, stages need the kernel
 SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_5_x86_64")
 
 

@@ -27,13 +27,14 @@ PART = 15_000_000  # bytes of results at most
 PATIENCE = 10  # seconds between asking a process to end and ending it
 PACKING = 0.1, 30  # share of the time reserved for stopping and packing, and at most these seconds
 WEIGHTS = "tensors.safetensors"  # of networks; for datasets and attacks, the images
+# settings of the node that stages must not see
 THEIRS = (
     "COMPANION",
     "GIT",
     "PYTHONHOME",
     "PYTHONSTARTUP",
     "ROBUST_FEATURES",
-)  # settings of the node that stages must not see
+)
 
 
 @dataclass(frozen=True, eq=False)

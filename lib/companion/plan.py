@@ -99,11 +99,8 @@ def trained(about: About, model: Training, images: int, validation: int) -> Iter
     """A whole training on this many images, and what is watched."""
     inner = 0 if model.objective.kind == "standard" else model.objective.attack.steps
     outer = 2 if model.objective.kind in ("trades", "trades-kim", "mart") else 1
-    seen, batches, watched = (
-        model.epochs * images,
-        model.epochs * (images // model.batch_size),
-        model.epochs * validation,
-    )
+    seen, watched = model.epochs * images, model.epochs * validation
+    batches = model.epochs * (images // model.batch_size)
     does = "regularised" if model.regulariser else "training"
     recorded = not model.regulariser  # what a regulariser inverts cannot be
     yield Work(*about, "training", seen * outer, batches * outer, does, recorded=recorded)

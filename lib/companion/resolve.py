@@ -8,6 +8,7 @@ from robust_features.settings import UserError, nearest
 
 NAMED = {"attack": "training", "monitor": "training", "regulariser": "regularisers", "mask": "masks"}  # key: its table
 UNBOUNDED = ("carlini-wagner", "feature-gradient")  # kinds that have an ε only if `ball: true` asks for it
+# what a scale takes over unchanged
 PLAIN = (
     "seed",
     "study",
@@ -16,7 +17,7 @@ PLAIN = (
     "datasets",
     "sections",
     "fetch",
-)  # what a scale takes over unchanged
+)
 TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is referred to
 
 

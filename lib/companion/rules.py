@@ -13,17 +13,7 @@ from pydantic import model_validator
 
 from robust_features.settings import NonNegative, Number, settings
 
-BESIDES = (
-    "value",
-    "low",
-    "high",
-    "n",
-    "unit",
-    "paper",
-    "difference",
-    "reference",
-    "seeds",
-)  # columns that are no dimensions
+BESIDES = ("value", "low", "high", "n", "unit", "paper", "difference", "reference", "seeds")  # no dimensions
 FORMS = ("above", "peak", "falls", "rises", "reverses", "correlates")
 CHANCE = {"above": 0.05, "correlates": 0.05}  # how often an interval leaves out the true value
 PARTING = 0.0056  # how often two intervals of one width do not overlap if nothing differs: P(|z| > 1.96 √2)

@@ -27,9 +27,8 @@ from jupyter_client.provisioning import LocalProvisioner
 
 from companion.report.surroundings import WARM
 
-BACKEND = (
-    "module://matplotlib_inline.backend_inline"  # as a kernel sets when it starts; here matplotlib is imported earlier
-)
+# as a kernel sets when it starts; here matplotlib is imported earlier
+BACKEND = "module://matplotlib_inline.backend_inline"
 PACKAGES = (
     "ipykernel.kernelapp",
     "nbconvert",
@@ -200,9 +199,8 @@ def _import_packages() -> None:
     if Path("/dev/nvidiactl").exists():
         return
     os.environ["MPLBACKEND"] = BACKEND
-    os.environ["JPY_PARENT_PID"] = str(
-        os.getpid()
-    )  # a kernel reads it when it is imported, and says more where there is none
+    # a kernel reads it when it is imported, and says more where there is none
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
     for name in PACKAGES:
         importlib.import_module(name)

@@ -173,9 +173,8 @@ class _Watched:
 
     def _climb(self, gradient: Tensor) -> None:
         if not self._climbs:
-            finite(
-                gradient, "the network's gradients give"
-            )  # the sign of NaN is 0: such a network would pass for robust
+            # the sign of NaN is 0: such a network would pass for robust
+            finite(gradient, "the network's gradients give")
             self._climbs = True
         self._broken["gradients"] += ~gradient.sum().isfinite()
 

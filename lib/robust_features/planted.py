@@ -164,9 +164,10 @@ def score_dependence(layer: Channels, scores: Tensor) -> dict[str, float]:
     which a mask would remove, are irrelevant; and the score of an irrelevant channel, relative to a robust one's.
     """
     kinds, robust, noise = layer.kinds, scores[layer.kinds == 0].mean(), scores[layer.kinds == 2].mean()
-    below = {
-        f"noise below {kind}": ranked(-scores[kinds != 1 - n], kinds[kinds != 1 - n] == 2) for n, kind in NAMES[:2]
-    }
+    below = {}
+    for n, kind in NAMES[:2]:
+        compared = (kinds == n) | (kinds == 2)
+        below[f"noise below {kind}"] = ranked(-scores[compared], kinds[compared] == 2)
     removed = (kinds[lowest(scores, 1 / 3)] == 2).float().mean().item()
     shares = {**below, "noise among removed": removed, "noise over robust": (noise / robust).item()}
     return {name: 100 * share for name, share in shares.items()}

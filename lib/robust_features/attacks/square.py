@@ -13,9 +13,7 @@ from robust_features.attacks.survivors import look
 from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
-TOGETHER = (
-    16  # candidates in a pass of few images: an image's next ones, of which those after the first to be kept are void
-)
+TOGETHER = 16  # candidates in a pass of few images: an image's next ones; those after the first that is kept are void
 
 
 @settings
