@@ -13,7 +13,8 @@ from robust_features.attacks.survivors import look
 from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
-TOGETHER = 16  # candidates in a pass of few images: an image's next ones; those after the first that is kept are void
+TOGETHER = 64  # candidates in a pass of few images: each image's next ones, of which those after the first kept are void
+AHEAD = 16  # of one image at most
 
 
 @settings
@@ -54,7 +55,7 @@ class Square:
                 )
             if not len(rows):
                 return found
-            together = max(1, TOGETHER // len(rows))
+            together = max(1, min(AHEAD, TOGETHER // len(rows)))
             query = asked[:, None] + torch.arange(together, device=images.device)
             squares = self._squares(images.shape[1:], keys, query.clamp_max(self.queries - 1), sides)
             candidates = ball.project(best[:, None] + squares, centre[:, None])
