@@ -89,18 +89,18 @@ class Verdict:
     def finding(self) -> str:
         """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
-        total, unsure = len(self.comparisons), f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
-        left = unsure + (f", {without} without effect" if without else "")
+        total, unsure = len(self.comparisons), f", and {undecided} {'is' if undecided == 1 else 'are'} undecided"
+        left = (unsure if undecided else "") + (f", {without} without effect" if without else "")
         match self.word:
             case "open" | "not run" | "no such row":
                 return ""
             case "no effect":
-                kind, agree, rest = "none", without, f", and {unsure}"
+                kind, agree, rest = "none", without, unsure
             case "does not hold":
-                kind, agree, rest = "fails", against, f", and {left}"
+                kind, agree, rest = "fails", against, left
             case word:
                 kind = "reason" if word == "holds, for another reason" else "holds"
-                agree, rest = confirmed, f"; the reverse holds in {against}, and {left}" if against else ""
+                agree, rest = confirmed, f"; the reverse holds in {against}{left}" if against else ""
         said = self.entry.found.get(kind, "")
         return said if not said or agree == total else f"{said} in {agree} of {total} comparisons{rest}"
 

@@ -13,7 +13,9 @@ from robust_features.attacks.survivors import look
 from robust_features.settings import Count, Share, settings
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share p halves
-TOGETHER = 64  # candidates in a pass of few images: each image's next ones, of which those after the first kept are void
+TOGETHER = (
+    64  # candidates in a pass of few images: each image's next ones, of which those after the first kept are void
+)
 AHEAD = 16  # of one image at most
 
 
