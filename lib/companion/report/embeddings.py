@@ -94,5 +94,6 @@ def grid(points: pd.DataFrame, classes: Sequence[str]) -> Figure:
     named = range(min(10, len(classes)))
     handles = [plt.Line2D([], [], ls="", marker="o", ms=3, color=cloud.cmap(cloud.norm(number))) for number in named]
     names = [plain(classes[number]) for number in named]
-    drawing.legend(handles, names, loc="outside right center", title="true class")
+    across = 3 if len(kinds) == 1 else 5
+    drawing.legend(handles, names, loc="outside lower left", ncols=across, title="true class", fontsize=8)
     return drawing
