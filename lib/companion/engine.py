@@ -82,7 +82,7 @@ class Engine:
         self.attempts: dict[PipelineStage, int] = {}
         self.failed: dict[str, str] = {}
         self.skipped: list[str] = []
-        self.durations = _durations()
+        self.scale, self.durations = _scale(), _durations()
         self.urgency = self._urgency()
         self.lock = _Lock(repo)
 
@@ -169,7 +169,7 @@ class Engine:
                     return self._fail(stage, "what it depends on was changed while it ran; run `make reproduce` again")
                 seconds = time.time() - ran.since
                 self.durations[stage.addressing] = {
-                    "scale": _scale(),
+                    "scale": self.scale,
                     "slot": ran.slot.worker,
                     "start": ran.since,
                     "seconds": round(seconds, 2),
@@ -245,7 +245,7 @@ class Engine:
 
     def _urgency(self) -> dict[PipelineStage, float]:
         """Seconds from a stage's start to the end of the longest chain of stages that need it, as far as is known."""
-        known = expected([stage.addressing for stage in self.graph], usual(_scale(), self.durations))
+        known = expected([stage.addressing for stage in self.graph], usual(self.scale, self.durations))
         average = sum(known.values()) / len(known) if known else 1.0
         urgency: dict[PipelineStage, float] = {}
         for stage in nx.topological_sort(self.graph):
