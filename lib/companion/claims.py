@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict, a key of `shown.MARKS`; one comparison against the claim is enough for *mixed*, or worse."""
+        """The verdict, a key of `shown.WORDS`; one comparison against the claim is enough for *mixed*, or worse."""
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         if not self.comparisons:
             return "no such row" if self.unmatched else "not run"

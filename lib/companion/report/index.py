@@ -17,7 +17,7 @@ from companion.report.contents import (
     load_run,
     sections,
 )
-from companion.report.shown import MARKS, anchors, chip, picture, write
+from companion.report.shown import WORDS, anchors, chip, picture, write
 
 if TYPE_CHECKING:
     from companion.claims import Verdict
@@ -55,7 +55,7 @@ def scale_index(run: dict[str, Any]) -> Path:
         papers={paper: list(pages) for paper, pages in papers},
         groundwork={GROUNDWORK[stage][2]: list(pages) for stage, pages in stages},
         chip=chip,
-        marks=MARKS,
+        words=WORDS,
         picture=lambda page, artefact: picture(target.parent / page.folder, artefact),
         made=lambda file: (target.parent / file).exists(),
         anchors={page.file: anchors(target.parent / page.file) for page in pages},

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from companion import paths
 from companion.report.contents import LIBRARY, PAPERS, TEMPLATE, TEMPLATES, called, frame, sections
 from companion.report.scales import Scale, scales
-from companion.report.shown import MARKS, chip, picture, write
+from companion.report.shown import WORDS, chip, picture, write
 from robust_features.settings import Number
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def render() -> Path:
         called=called,
         effect=effect,
         forest=forest,
-        marks=MARKS,
+        words=WORDS,
         chip=chip,
         whole=whole,
         short=short,
@@ -237,9 +237,9 @@ def _first(addresses: Iterable[str]) -> str:
 
 
 def strip(verdicts: Sequence["Verdict"]) -> list[tuple[str, int]]:
-    """How many claims have each verdict, in the order of `MARKS`."""
-    words = [verdict.word for verdict in verdicts]
-    return [(word, words.count(word)) for word in MARKS if word in words]
+    """How many claims have each verdict, in the order of `WORDS`."""
+    found = [verdict.word for verdict in verdicts]
+    return [(word, found.count(word)) for word in WORDS if word in found]
 
 
 def sureness(found: Sequence[Scale]) -> list[tuple[str, list[list[str]]]]:

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 HEAVY = 400_000  # bytes of SVG above which a page shows the PNG
 
 
-MARKS = {"holds": "✓", "holds, for another reason": "✓", "mostly holds": "✓", "mixed": "◐", "does not hold": "✗"}
-MARKS |= {"no effect": "=", "open": "≈", "no such row": "?", "not run": "–"}
+WORDS = {  # of verdicts: the mark, and what is said of one claim and of several
+    "holds": ("✓", "holds", "hold"),
+    "holds, for another reason": ("✓", "holds for another reason", "hold for another reason"),
+    "mostly holds": ("✓", "mostly holds", "mostly hold"),
+    "mixed": ("◐", "is mixed", "are mixed"),
+    "does not hold": ("✗", "does not hold", "do not hold"),
+    "no effect": ("=", "shows no effect", "show no effect"),
+    "open": ("≈", "is open", "are open"),
+    "no such row": ("?", "asks for rows that do not exist", "ask for rows that do not exist"),
+    "not run": ("–", "was not run at this scale", "were not run at this scale"),
+}
 
 
 def picture(folder: Path, artefact: str) -> str:
@@ -36,7 +45,7 @@ def chip(word: str, count: int = 0) -> Markup:
     """A verdict as HTML, the same on every page; with a `count`, for that many."""
     kind = word.replace(",", "").replace(" ", "-")
     said = f"{word}: {count}" if count else word
-    return Markup(f'<span class="chip {kind}"><b aria-hidden="true">{MARKS[word]}</b> {said}</span>')
+    return Markup(f'<span class="chip {kind}"><b aria-hidden="true">{WORDS[word][0]}</b> {said}</span>')
 
 
 @dataclass(frozen=True)
