@@ -33,5 +33,7 @@ def test_an_entry_that_there_is_not_is_named_with_the_nearest():
 
 
 def test_without_settings_written_out_the_command_is_told(data):
-    with pytest.raises(UserError, match="params: there is none yet; run `make status`, or `dvc repro params`"):
+    with pytest.raises(
+        UserError, match=r"params/seed.json: there is none yet; run `make status`, or `dvc repro params`"
+    ):
         chosen.seed()

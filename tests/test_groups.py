@@ -160,3 +160,8 @@ def test_members_are_found_by_the_radius_they_are_trained_against_the_smallest_f
 
     group = Group(members={"big": against(2), "plain": CE, "small": against("1/256")}, reads="datasets/digits")
     assert list(group.radii.items()) == [("0", "plain"), ("1/256", "small"), ("2", "big")]
+
+
+def test_a_member_cannot_be_called_like_another_ones_seed():
+    with pytest.raises(ValueError, match="the member a-seed1 has the name of another one's seed"):
+        replace(GROUP, members={"a": CE, "a-seed1": CE}, seeds=(0, 1), attacks={}, only={}, distil=())

@@ -29,14 +29,12 @@ def hardware() -> HardwareSettings:
 
 def _read(name: str) -> Any:
     folder = paths.DATA / "params"
-    if not folder.exists():
-        raise UserError(f"{folder}: there is none yet; run `make status`, or `dvc repro params`")
     path = folder / f"{name}.json"
-    if not path.exists():
-        kind, _, key = name.partition("/")
-        known = [
-            file.relative_to(folder / kind).with_suffix("").as_posix()
-            for file in sorted((folder / kind).rglob("*.json"))
-        ]
-        raise UserError(f"run.yaml has no '{key}' among its {kind}{nearest(key, known)}; there are {', '.join(known)}")
-    return json.loads(path.read_text("utf-8"))
+    if path.exists():
+        return json.loads(path.read_text("utf-8"))
+    kind, _, key = name.partition("/")
+    known = [file.relative_to(folder / kind) for file in sorted((folder / kind).rglob("*.json"))] if key else []
+    if not known:
+        raise UserError(f"{path}: there is none yet; run `make status`, or `dvc repro params`")
+    known = [file.with_suffix("").as_posix() for file in known]
+    raise UserError(f"run.yaml has no '{key}' among its {kind}{nearest(key, known)}; there are {', '.join(known)}")

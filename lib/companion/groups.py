@@ -15,7 +15,7 @@ from typing import Annotated
 
 import pandas as pd
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from companion import datasets, distillations, evaluations, fetched, records, trained
 from companion.paths import outputs
@@ -48,6 +48,13 @@ class Group:
     bottleneck: Bottleneck | None = None  # how
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_once_each)] = (0,)
     reads: str  # the folder under data/ that its members learn from
+
+    @model_validator(mode="after")
+    def _one_record_each(self) -> "Group":
+        taken = {name for member in self.members for name in self.runs(member) if name != member} & {*self.members}
+        if taken:
+            raise ValueError(f"the member {min(taken)} has the name of another one's seed; call it otherwise")
+        return self
 
     def runs(self, member: str) -> dict[str, Training]:
         """The names of a member's records, and what each is of: its own for the first seed, `<member>-seed<n>` for others."""
