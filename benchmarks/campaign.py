@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +21,7 @@ from robust_features.files import sha256
 
 KEPT = ("data/datasets", "data/networks", "data/constructed", "data/transfers", "reports/quick")
 DATED = {".html", ".ipynb"}  # pages and executed notebooks hold the date they were made
-LONGEST = 90  # seconds between a start and a kill
+LONGEST = 45  # seconds before a kill
 
 
 def main(kills: int, seed: int, only: Sequence[str]) -> None:
@@ -33,25 +33,43 @@ def main(kills: int, seed: int, only: Sequence[str]) -> None:
         for clone in (alone, disturbed):
             subprocess.run(["git", "clone", "--quiet", str(paths.ROOT), str(clone)], check=True)
         subprocess.run(command, cwd=alone, env=of(alone), check=True)
-        for number in range(kills):
-            process = subprocess.Popen(command, cwd=disturbed, env=of(disturbed))
-            time.sleep(generator.uniform(1, LONGEST))
-            if process.poll() is not None:
-                print(f"it was through after {number} kills")
-                break
-            victim = generator.choice([psutil.Process(process.pid), *working(disturbed)])
-            print(f"kill {number + 1} of {kills}: {' '.join(victim.cmdline())[:100]}")
-            victim.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
-            process.wait()
-            time.sleep(15)  # as long as those that were asked to end may take
-            if left := working(disturbed):
-                raise SystemExit(f"these stayed: {[each.cmdline() for each in left]}")
+        disturb(lambda: subprocess.Popen(command, cwd=disturbed, env=of(disturbed)), disturbed, kills, generator)
         subprocess.run(command, cwd=disturbed, env=of(disturbed), check=True)
         expected, found = made(alone), made(disturbed)
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if different:
             raise SystemExit(f"{len(different)} of {len(expected)} files differ: {', '.join(different[:20])}")
         print(f"all {len(expected)} files are as those of the undisturbed run")
+
+
+def disturb(start: Callable[[], subprocess.Popen], clone: Path, kills: int, generator: random.Random) -> None:
+    """Kill the engine or one of the processes that work for it, again and again; a run that has ended in failure starts anew.
+
+    Raises SystemExit if a process outlives the engine."""
+    process, killed = start(), 0
+    while killed < kills:
+        time.sleep(generator.uniform(1, LONGEST))
+        if process.poll() == 0:
+            print(f"it was through after {killed} kills", flush=True)
+            return
+        if process.poll() is not None:
+            process = start()
+            continue
+        victim, number = generator.choice(working(clone)), generator.choice([signal.SIGKILL, signal.SIGTERM])
+        try:
+            called = " ".join(victim.cmdline())[:100]
+            victim.send_signal(number)
+        except psutil.NoSuchProcess:  # it has just ended
+            continue
+        killed += 1
+        print(f"kill {killed} of {kills}: {called}", flush=True)
+        if victim.pid == process.pid:
+            process.wait()
+            time.sleep(15)  # as long as those that were asked to end may take
+            if left := working(clone):
+                raise SystemExit(f"these stayed: {[each.cmdline() for each in left]}")
+            process = start()
+    process.wait()
 
 
 def of(clone: Path) -> dict[str, str]:
