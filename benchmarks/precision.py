@@ -89,7 +89,7 @@ def photographs(exact: Hardware) -> Case:
     splits = datasets.read(Cifar(kind="cifar10", validation=500, train=4000), seed=0)
     network = training.train(splits, PHOTOGRAPHS, hardware=exact).network
     attack = PGD(epsilon="8/255", step_size="2/255", steps=10)
-    return Case("cifar10-vgg16-adversarial", network, PHOTOGRAPHS, splits, attack, True)
+    return Case("cifar10/vgg16/adversarial", network, PHOTOGRAPHS, splits, attack, True)
 
 
 def attacks(case: Case, exact: Hardware) -> Iterator[dict[str, Any]]:
