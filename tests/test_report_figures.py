@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -76,3 +79,25 @@ def test_a_caption_begins_with_what_the_papers_claims_on_the_figure_have_come_to
     )
     told = figure(plt.figure(), artefact="mine", alt="Two bars", data=rows, finding="The second is higher.").html
     assert "<b>It rises &lt; there. The second is higher.</b> Two bars." in told
+
+
+DRAWN = """
+import hashlib, io
+import matplotlib, torch
+from companion.report.diagrams import two_experiments
+
+matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "figure"
+pictures = {name: torch.full((3, 2, 2), k / 5) for k, name in enumerate(("D", "D_R", "D_NR", "clean", "attacked"))}
+with io.BytesIO() as file:
+    two_experiments(pictures, {name: name for name in pictures}).savefig(file, format="svg", metadata={"Date": None})
+    print(hashlib.sha256(file.getvalue()).hexdigest())
+"""
+
+
+def test_a_diagram_is_drawn_in_one_order_whatever_that_of_sets():
+    drawn = {
+        subprocess.check_output([sys.executable, "-c", DRAWN], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("0", "1", "2", "3")
+    }
+    assert len(drawn) == 1

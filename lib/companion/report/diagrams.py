@@ -163,8 +163,9 @@ def two_experiments(pictures: Mapping[str, Tensor], labels: Mapping[str, str]) -
     axes[1].set_title("(b) labels that only non-robust features support (Sec. 3.2)", fontsize=11)
     for axis, boxes in zip(axes, (first, second), strict=True):
         axis.set_aspect("equal")
-        for name in boxes.keys() & pictures.keys():
-            box = boxes[name]
+        for name, box in boxes.items():
+            if name not in pictures:
+                continue
             shown = pictures[name].permute(1, 2, 0).numpy()
             side = min(box.width, box.height)
             left = box.x + (box.width - side) / 2
