@@ -85,7 +85,7 @@ class Rule:
 class Comparison:
     """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs were compared.
 
-    `none`: they overlap, and differ by less than is worth a word."""
+    `none`: wherever they are in their intervals, they differ by less than is worth a word."""
 
     where: str
     outcome: Literal["for", "against", "open", "none"]

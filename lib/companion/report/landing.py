@@ -52,6 +52,7 @@ def render() -> Path:
     target, found = paths.REPORTS / "index.html", scales()
     pages = sections()
     homes = {artefact: page.notebook.stem for page in pages for artefact in page.companion["artefacts"]}
+    alike = {name for page in pages if "images" in page.companion for name in page.companion["artefacts"]}
     body = TEMPLATES.get_template("landing.html.j2").render(
         text=TEXT,
         parts=PARTS,
@@ -59,12 +60,7 @@ def render() -> Path:
         papers=PAPERS,
         outcomes={paper: outcome(reference["keys"], found) for paper, reference in PAPERS.items()},
         abstract=abstract(found),
-        claims=[
-            *judged(
-                found,
-                {artefact for page in pages if "images" in page.companion for artefact in page.companion["artefacts"]},
-            )
-        ],
+        claims=[*judged(found, alike)],
         sureness=sureness(found),
         faults=[each for each in known_faults() if each["artefact"] in homes and not each["unseen"]],
         unseen=[each for each in known_faults() if each["artefact"] in homes and each["unseen"]],
