@@ -117,11 +117,13 @@ def sentence(verdict: "Verdict") -> str:
 
 
 def effect(verdict: "Verdict") -> str:
-    """The effect of the comparison that decides, and what the intervals allow: +20.3 points [14.8, 25.9]."""
+    """The effect of the comparison that decides, and what the intervals allow: +20.3 points [14.8, 25.9].
+
+    Where there is none, or the rule has a limit, the values instead: IB-RAR 0.0 against CE 0.0 %."""
     found = verdict.deciding
     if found is None:
         return ""
-    if verdict.entry.rule.form == "above":
+    if verdict.entry.rule.form == "above" or found.outcome == "none":
         return f"{found.numbers} %"
     unit = "" if verdict.entry.rule.form == "correlates" else verdict.entry.rule.unit
     digits = 1 if unit else 2
