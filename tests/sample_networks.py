@@ -28,7 +28,12 @@ CPU = hardware.choose(hardware.HardwareSettings(device="cpu", precision="fp32"))
 
 def quick() -> params.Run:
     """The quick scale of params.yaml."""
-    return TypeAdapter(params.Run).validate_python(resolve(params.read(paths.PARAMS), "quick"))
+    return at_scale("quick")
+
+
+def at_scale(name: str) -> params.Run:
+    """A scale of params.yaml."""
+    return TypeAdapter(params.Run).validate_python(resolve(params.read(paths.PARAMS), name))
 
 
 def save_digits() -> None:

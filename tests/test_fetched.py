@@ -7,15 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pydantic import TypeAdapter
-from sample_networks import CPU, GROUP, make_group, quick, save_digits
+from sample_networks import CPU, GROUP, at_scale, make_group, quick, save_digits
 
 from companion import datasets, fetched, groups, mismatches, paths, records, trained
-from companion.datasets import DatasetSettings, archives
+from companion.datasets import archives
 from robust_features.batches import as_float
 from robust_features.evaluation import predict
 from robust_features.settings import UserError
-from robust_features.training import Training
 
 REAL = os.environ.get(archives.ELSEWHERE, "")
 PUBLISHED = paths.ROOT / "reports/published/photographs"
@@ -51,6 +49,13 @@ def test_a_fetched_group_is_not_trained_and_is_the_published_one_to_half_precisi
             assert torch.allclose(value, before.tensors[name], rtol=2**-10, atol=2**-24)
         assert card["loss"].tolist() == [row["loss"] for row in before.card["history"]]
         assert records.load(records.folder("model", f"p/g/{member}")).card["fetched"] == "abc"
+
+
+def test_a_fetched_network_is_taken_by_code_that_is_newer_than_it(published, monkeypatch):
+    fetched.fetch("gpu")
+    monkeypatch.setattr(records, "_method", lambda: {"robust_features.training": "another"})
+    monkeypatch.setattr(groups, "train", untrained)
+    assert sum("fetched" in line for line in make_group("p/g", GROUP, monkeypatch)) == 2
 
 
 def test_published_networks_take_half_the_space(published, tmp_path):
@@ -99,18 +104,19 @@ def test_the_published_networks_are_small_enough_for_git():
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not (Path(REAL) / "cifar-10-batches-py").is_dir(), reason="ROBUST_FEATURES_DATA has no CIFAR-10")
-def test_the_published_networks_give_the_published_clean_accuracies(data, monkeypatch):
+def test_trainings_of_params_yaml_find_the_published_networks_with_the_published_clean_accuracies(data, monkeypatch):
     monkeypatch.setenv(archives.ELSEWHERE, REAL)
-    settings = json.loads((PUBLISHED / "manifest.json").read_text("utf-8"))["params"]["datasets"]["cifar10"]
-    test = datasets.read(TypeAdapter(DatasetSettings).validate_python(settings), seed=0)["test"]
+    run = at_scale("photographs")
+    datasets.save("cifar10", datasets.read(run.datasets["cifar10"], seed=run.seed), run.datasets["cifar10"])
+    test = datasets.load("cifar10", "test")
     table = pd.read_csv(PUBLISHED / "15-kim-4-attack/tables/kim-table-3.csv")
     own = table[(table["dataset"] == "cifar10") & (table["example"] == "clean")].dropna(subset="ours")
     clean = own.set_index("defence")["ours"]
     fetched.fetch("photographs")
     for defence in ("adversarial", "trades", "mart"):
-        card = records.load(PUBLISHED / fetched.NETWORKS / "kim/vgg16" / defence).card
-        model = TypeAdapter(Training).validate_python(card["settings"])
-        found, _ = fetched.take(card["training"], model, hardware=CPU)
+        training = run.networks["kim/vgg16"].trainings[defence]
+        found, _ = fetched.take(training, trained.splits(training), hardware=CPU)
+        assert found, f"{defence}: params.yaml has changed since it was published"
         predicted = predict(found.network, as_float(test.images), hardware=CPU).argmax(1)
         accuracy = 100 * (predicted == test.labels).float().mean().item()
         assert accuracy == pytest.approx(clean[defence], abs=0.3), defence  # weights are rounded to half precision

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from companion import paths, records, trained
+from robust_features.batches import ImageSet
 from robust_features.files import atomic
 from robust_features.hardware import Hardware
 from robust_features.settings import UserError, describe
@@ -30,8 +31,7 @@ def keep(target: Path, groups: Mapping[str, "Group"], chosen: Iterable[str]) -> 
         for member, settings in groups[name].trainings.items():
             found = records.load(records.folder("model", f"{name}/{member}"))
             half = {key: value.half() if value.is_floating_point() else value for key, value in found.tensors.items()}
-            learnt = trained.tensors(trained.splits(settings))
-            training = records.interrupted("training", describe(settings), learnt).name
+            training = _training(settings, trained.splits(settings))
             records.save(target / name / member, half, {**found.card, "training": training})
 
 
@@ -57,9 +57,9 @@ def fetch(scale: str) -> list[str]:
     return [folder.relative_to(source).as_posix() for folder in found]
 
 
-def take(training: str, settings: Training, *, hardware: Hardware) -> tuple[Trained | None, str]:
-    """The network laid ready for the training of this checksum, None if there is none; and the commit that it is from."""
-    folder = paths.DATA / "fetched" / training
+def take(settings: Training, splits: Mapping[str, ImageSet], *, hardware: Hardware) -> tuple[Trained | None, str]:
+    """The network laid ready for this training, None if there is none; and the commit that it is from."""
+    folder = paths.DATA / "fetched" / _training(settings, splits)
     if not folder.exists():
         return None, ""
     record = records.load(folder)
@@ -68,6 +68,11 @@ def take(training: str, settings: Training, *, hardware: Hardware) -> tuple[Trai
         network.load_state_dict(record.tensors)
         found = Trained(network.eval(), record.card["history"], record.card["precision"])
     return found, record.card["commit"]
+
+
+def _training(settings: Training, splits: Mapping[str, ImageSet]) -> str:
+    """The name of a training: of its settings and images, not of the code, since a reader's may be newer."""
+    return f"training-{records.digest(describe(settings), trained.tensors(splits))}"
 
 
 def main() -> None:

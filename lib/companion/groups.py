@@ -144,7 +144,7 @@ def _one(
     half = place.with_name(f"{place.name}-{name}")
     shutil.rmtree(half, ignore_errors=True)  # what a killed process left half-written
     with records.unfinished("training", describe(model), trained.tensors(learnt)) as once:
-        found, commit = fetched.take(once.folder.name, model, hardware=chosen)
+        found, commit = fetched.take(model, learnt, hardware=chosen)
         if found:
             say(f"fetched, in half precision, as trained at commit {commit}")
         else:

@@ -78,13 +78,18 @@ def members(group: str) -> list[str]:
 
 
 def interrupted(kind: str, settings: Any, tensors: Iterable[Tensor]) -> Path:
-    """data/interrupted/<kind>-<hash of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes.
+    """data/interrupted/<kind>-<digest of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes.
 
     All that the method's code says is part of it: what an older one began is not finished by another."""
-    key = hashlib.sha256(json.dumps([settings, _method()], sort_keys=True).encode())
+    return paths.DATA / "interrupted" / f"{kind}-{digest([settings, _method()], tensors)}"
+
+
+def digest(settings: Any, tensors: Iterable[Tensor]) -> str:
+    """16 hexadecimal digits, others as soon as the settings or a tensor change."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in tensors:
         key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return paths.DATA / "interrupted" / f"{kind}-{key.hexdigest()[:16]}"
+    return key.hexdigest()[:16]
 
 
 @cache
