@@ -35,7 +35,7 @@ reproduce: settings
 
 # Nothing to resolve where run.yaml is newer than all that it is made of; images outside the project are looked at each time.
 settings: $(ENV)/installed
-	@trap : INT; [ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib -name '*.py' -newer run.yaml)" ] \
+	@trap : INT; [ -z "$(SCALE)" ] && [ run.yaml -nt params.yaml ] && [ -z "$$(find lib scales -name '*.py' -newer run.yaml -o -name '*.yaml' -newer run.yaml)" ] \
 	&& ! grep -qs files data/params/outside/*.json || python -m companion params $(SCALE) $(QUIETLY)
 
 plan: $(ENV)/installed

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from companion import datasets, groups, params, paths
+from companion import datasets, groups, params
 from companion.datasets import Digits
 from companion.groups import Group
-from companion.resolve import resolve
+from companion.resolve import resolve, written
 from robust_features import hardware
 from robust_features.attacks import PGD
 from robust_features.batches import Augmentation
@@ -33,7 +33,7 @@ def quick() -> params.Run:
 
 def at_scale(name: str) -> params.Run:
     """A scale of params.yaml."""
-    return TypeAdapter(params.Run).validate_python(resolve(params.read(paths.PARAMS), name))
+    return TypeAdapter(params.Run).validate_python(resolve(written(), name))
 
 
 def save_digits() -> None:

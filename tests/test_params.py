@@ -23,7 +23,10 @@ from robust_features.networks import VGG16, Victim, build
 from robust_features.settings import UserError
 from robust_features.training import SGD
 
-TEXT = paths.PARAMS.read_text("utf-8")
+WRITTEN = {
+    path: path.read_text("utf-8")
+    for path in (paths.PARAMS, paths.SCALES / "quick.yaml", *sorted(paths.SCALES.glob("[!q]*.yaml")))
+}
 SCALES = ["quick", "photographs", "gpu", "paper"]
 MODULES = [
     module.name
@@ -34,11 +37,25 @@ MODULES = [
 
 
 def checked(scale="quick", *edits):
-    text = TEXT
+    papers, *scales = (YAML(typ="safe").load(text) for text in edited(*edits).values())
+    names = [path.stem for path in WRITTEN][1:]
+    return params.check(papers | {"scales": dict(zip(names, scales, strict=True))}, scale)[1]
+
+
+def edited(*edits):
+    """What is written, by file, with each edit made once: in params.yaml, or else in scales/quick.yaml."""
+    texts = dict(WRITTEN)
     for old, new in edits:
-        assert old in text, "the edit must apply"
-        text = text.replace(old, new, 1)
-    return params.check(YAML(typ="safe").load(text), scale)[1]
+        file = next(path for path, text in texts.items() if old in text)
+        texts[file] = texts[file].replace(old, new, 1)
+    return texts
+
+
+def write(project, *edits):
+    for path, text in edited(*edits).items():
+        copy = project / path.relative_to(paths.ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text, "utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +65,10 @@ def runs():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of params.yaml and a place for run.yaml."""
-    for name in ("PARAMS", "RUN"):
+    """A copy of what is written and a place for run.yaml."""
+    for name in ("PARAMS", "SCALES", "RUN"):
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
-    paths.PARAMS.write_text(TEXT, "utf-8")
+    write(tmp_path)
     return tmp_path
 
 
@@ -152,19 +169,19 @@ def test_the_paper_scale_has_the_epsilons_of_springer_et_al(runs):
     assert (recipe.make.steps, recipe.make.step_size, recipe.splits) == (400, 0.05, ("test",))
 
 
-Q = "scales.quick"
+Q = "scales/quick.yaml, "
 
 
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ("linf: {step: 0.75, steps: 3}", "linf: {step: -0.75, steps: 3}", rf"{Q}.attacks.training.linf.*: .*greater than or equal to 0"),
+        ("linf: {step: 0.75, steps: 3}", "linf: {step: -0.75, steps: 3}", rf"{Q}attacks.training.linf.*: .*greater than or equal to 0"),
         ("bottleneck: {beta: 0.3", "bottleneck: {betta: 0.3", r"bottleneck\.betta: unknown key 'betta'; did you mean 'beta'\?; allowed are beta, steps"),
         ("fgsm: {kind: pgd", "fgsm: {kind: pdg", r"attacks\.kim\.fgsm\.kind: 'pdg' is none of adaptive, apgd, autoattack, carlini-wagner, .*; did you mean 'pgd'"),
-        ("schedule: {every: 6}, epochs: 8", "schedule: {every: 6}, epochs: twelve", rf"{Q}\.recipes\.kim\.epochs: .*integer.*found 'twelve'"),
-        ("{dataset: digits, network", "{dataset: digit, network", rf"threat\.digit: no linf|{Q}\.recipes\.kim\.dataset: no dataset 'digit'; did you mean 'digits'"),
-        ("digits: {kind: digits,", "digits: {kind: cifar11,", rf"{Q}\.datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
-        ("depth: 10, width: 1", "depth: 11, width: 1", rf"{Q}\.networks\.kim/wrn28-10\.base\.network\.depth: .*6n \+ 4"),
+        ("schedule: {every: 6}, epochs: 8", "schedule: {every: 6}, epochs: twelve", rf"{Q}recipes\.kim\.epochs: .*integer.*found 'twelve'"),
+        ("{dataset: digits, network", "{dataset: digit, network", rf"threat\.digit: no linf|{Q}recipes\.kim\.dataset: no dataset 'digit'; did you mean 'digits'"),
+        ("digits: {kind: digits,", "digits: {kind: cifar11,", rf"{Q}datasets\.digits\.kind: 'cifar11' is none of .*cifar10.*; did you mean 'cifar1"),
+        ("depth: 10, width: 1", "depth: 11, width: 1", rf"{Q}networks\.kim/wrn28-10\.base\.network\.depth: .*6n \+ 4"),
         ("distil: [fgsm, pgd, cw] ", "distil: [fgsm, pdg] ", r"networks\.kim/vgg16\.distil: no attack 'pdg'; did you mean 'pgd'"),
         ("only: {standard: [", "only: {standart: [", r"networks\.kim/vgg16\.only: no member 'standart'; did you mean 'standard'"),
         ("layers: [block5, fc1, fc2]}", "layers: [block6, fc1]}", r"regularisers\.rob\.layers: no stage 'block6'; did you mean 'block\d'|regulariser: layers: no stage 'block6'"),
@@ -182,31 +199,32 @@ Q = "scales.quick"
         ("apgd: {kind: apgd}", "apgd: {kind: apgd, epsilon: 0}", r"attacks\.kim\.apgd\.epsilon: 0 leaves every image as it is"),
         ("digits-8: {l2: 0.5}", "digits-8: {l2: 64}", r"threat\.digits-8.*: 64 in L2 is more than two images of 8 pixels can differ, 13\.9; write 64/255"),
         ("norm: l2, epsilon: 2.0", "norm: l2, epsilon: 128", r"attacks\.transfer\.untargeted\.epsilon: 128 in L2 is more than .*; write 128/255"),
-        ("make: &far {epsilon: 2.0", "make: &far {epsilon: 128", rf"{Q}\.constructed\.ilyas/main\.sets\.random\.make\.epsilon: 128 in L2 is more than"),
+        ("make: &far {epsilon: 2.0", "make: &far {epsilon: 128", rf"{Q}constructed\.ilyas/main\.sets\.random\.make\.epsilon: 128 in L2 is more than"),
         ("digits: {kind: digits, size: 32", "digits: {kind: digits, size: 16", r"recipes\.kim\.network: vgg16 leaves of images of 16 pixels nothing; take a dataset of 32 pixels"),
-        ("size: 32, train: 1000", "size: 32, train: 1697", rf"{Q}\.datasets\.digits.*: validation: 100 images asked for and 1697 for train, there are 1597"),
-        ("digits: {kind: digits, size: 32, train: 1000", "digits: {kind: image-folder, path: no/such, size: 32, train: 1000", rf"{Q}\.datasets\.digits.*path: no folder .*no/such/train; it needs train/<class>/\*"),
+        ("size: 32, train: 1000", "size: 32, train: 1697", rf"{Q}datasets\.digits.*: validation: 100 images asked for and 1697 for train, there are 1597"),
+        ("digits: {kind: digits, size: 32, train: 1000", "digits: {kind: image-folder, path: no/such, size: 32, train: 1000", rf"{Q}datasets\.digits.*path: no folder .*no/such/train; it needs train/<class>/\*"),
         ("epochs: 8, batch_size: 32", "epochs: 8, batch_size: 1001", r"batch_size: 1001 is more than the 1000 images of digits"),
-        ("{betas: [0.0, 0.03,", "{betta: [0.0, 0.03,", rf"{Q}\.sections\.14-kim-3\.4-information-flow\.betta: no parameter 'betta'; did you mean 'betas'"),
+        ("{betas: [0.0, 0.03,", "{betta: [0.0, 0.03,", rf"{Q}sections\.14-kim-3\.4-information-flow\.betta: no parameter 'betta'; did you mean 'betas'"),
         ("  kim/wrn28-10: {like", "  kim_wrn: {like", r"networks\.kim/wrn28-10.*needs `recipe`, or `like` and one of kim/vgg16"),
-        ("\nscales:", "\nscale_s:", r"needs `scale:`, the name of one of its `scales:`"),
-        ("scale: quick", "scale: quik", r"scale: no scale 'quik'; did you mean 'quick'\?; there are paper, gpu"),
+        ("\nscale:", "\nscale_:", r"params.yaml: needs `scale:`, one of gpu, paper, photographs, quick"),
+        ("scale: quick", "scale: quik", r"scale: no scale 'quik'; did you mean 'quick'\?; there are gpu, paper"),
         ("\nscale: quick", "\nscale: {", r"not valid YAML"),
     ],
     ids=lambda value: None,
 )  # fmt: skip
 def test_a_mistake_is_named_by_the_key_that_was_written_with_what_is_allowed(project, old, new, said):
-    assert old in TEXT, "the edit must apply"
-    paths.PARAMS.write_text(TEXT.replace(old, new, 1), "utf-8")
-    with pytest.raises(UserError, match=f"(?s)params.yaml.*({said})"):
+    write(project, (old, new))
+    with pytest.raises(UserError, match=f"(?s)(params|scales/quick).yaml.*({said})|{said}"):
         params.make()
     assert not paths.RUN.exists()
 
 
 def test_params_yaml_that_is_absent_or_of_another_encoding_is_said(project):
-    paths.PARAMS.write_bytes(TEXT.encode() + "# ε\n".encode("cp1253"))
-    with pytest.raises(UserError, match=rf"params.yaml, line {TEXT.count(chr(10)) + 1}: is not UTF-8"):
+    mine = paths.SCALES / "mine.yaml"
+    mine.write_bytes(b"title: mine\n" + "# ε\n".encode("cp1253"))
+    with pytest.raises(UserError, match="scales/mine.yaml, line 2: is not UTF-8"):
         params.make()
+    mine.unlink()
     paths.PARAMS.unlink()
     with pytest.raises(UserError, match="params.yaml: No such file"):
         params.make()
@@ -225,20 +243,22 @@ def test_all_mistakes_are_said_at_once():
 
 
 def test_a_scale_that_is_chosen_is_written_into_params_yaml_and_a_wrong_one_leaves_everything(project):
+    before = paths.PARAMS.read_text("utf-8")
     with pytest.raises(UserError, match="no scale 'gpuu'; did you mean 'gpu'"):
         params.make("gpuu")
-    assert paths.PARAMS.read_text("utf-8") == TEXT and not paths.RUN.exists()
+    assert paths.PARAMS.read_text("utf-8") == before and not paths.RUN.exists()
     params.make("gpu")
     assert "\nscale: gpu\n" in paths.PARAMS.read_text("utf-8") and params.load().scale == "gpu"
 
 
 def test_a_run_yaml_of_other_settings_is_refused_and_comments_are_no_settings(project):
     params.make()
-    paths.PARAMS.write_text("# a comment\n" + TEXT, "utf-8")
+    write(project, ("\nscale: quick", "\n# a comment\nscale: quick"))
     assert params.split(project / "out").exists()
-    paths.PARAMS.write_text(TEXT.replace("seed: 0", "seed: 1", 1), "utf-8")
-    with pytest.raises(UserError, match="made of another params.yaml.*run `make`"):
-        params.split(project / "out")
+    for old, new in (("seed: 0", "seed: 1"), ("digits-8: {l2: 0.5}", "digits-8: {l2: 0.4}")):
+        write(project, (old, new))
+        with pytest.raises(UserError, match="made of another params.yaml.*run `make`"):
+            params.split(project / "out")
 
 
 def test_a_network_that_shares_its_initial_weights_with_the_maker_of_its_images_is_refused(runs):
@@ -287,9 +307,7 @@ def test_a_change_in_a_folder_of_images_makes_the_settings_be_written_again(proj
         for number in range(3):
             (project / "mine" / place / f"{number}.png").write_bytes(b"x")
     mine = f"mine: {{kind: image-folder, path: {project / 'mine'}, size: 8, validation: 1}}"
-    paths.PARAMS.write_text(
-        TEXT.replace("       digits: {kind: digits,", f"       {mine},\n       digits: {{kind: digits,", 1), "utf-8"
-    )
+    write(project, (" digits: {kind: digits,", f" {mine},\n  digits: {{kind: digits,"))
     params.make()
     written = params.split(project / "data" / "params")
     params.make()
@@ -325,7 +343,7 @@ def spent(code):
 
 
 def test_the_check_that_guards_every_stage_takes_seconds():
-    check = "from companion import params, paths; params.check(params.read(paths.PARAMS), 'quick')"
+    check = "from companion import params, resolve; params.check(resolve.written(), 'quick')"
     assert spent(check) < max(10, 4 * spent("import torch")), "the latter on a slow processor"
 
 

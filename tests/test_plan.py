@@ -1,7 +1,8 @@
 import pytest
 from sample_networks import quick
 
-from companion import params, paths, plan
+from companion import params, plan
+from companion.resolve import written
 from robust_features.attacks import APGD, FAB, PGD, AutoAttack, CarliniWagner, Square
 from robust_features.bottleneck import Bottleneck
 from robust_features.networks import VGG16
@@ -70,7 +71,7 @@ def test_a_paper_is_given_the_stages_of_others_that_it_needs():
 
 
 def test_every_paper_fits_into_eight_minutes_of_one_gpu():
-    run = params.check(params.read(paths.PARAMS), "gpu")[1]
+    run = params.check(written(), "gpu")[1]
     found = plan.subtotals(run, plan.counted(run))
     assert [*found.index] == ["kim", "xu", "ilyas", "springer"]
     assert found["minutes"].max() <= 8

@@ -113,12 +113,18 @@ def test_a_constructed_dataset_has_the_threat_of_the_one_it_is_made_of_and_is_wh
 @pytest.mark.parametrize(
     "location, place",
     [
-        (("networks", "mine/main", "members", "a", "optimiser", "rate"), "scales.small.recipes.plain.optimiser.rate"),
-        (("networks", "mine/main", "members", "a", "optimiser", "kind"), "recipes.plain.optimiser.kind"),
-        (("networks", "mine/main", "members", "c", "network", "width"), "networks.mine/main.each.network.width.c"),
-        (("networks", "mine/other", "members", "b", "regulariser", "layers"), "regularisers.rob.layers"),
-        (("networks", "mine/main", "attacks", "cw", "c"), "networks.mine/main.attacks.change.cw.c"),
-        (("networks", "mine/main", "members", "a", "epochs"), "networks.mine/main.members.a.epochs"),
+        (
+            ("networks", "mine/main", "members", "a", "optimiser", "rate"),
+            "scales/small.yaml, recipes.plain.optimiser.rate",
+        ),
+        (("networks", "mine/main", "members", "a", "optimiser", "kind"), "params.yaml, recipes.plain.optimiser.kind"),
+        (
+            ("networks", "mine/main", "members", "c", "network", "width"),
+            "params.yaml, networks.mine/main.each.network.width.c",
+        ),
+        (("networks", "mine/other", "members", "b", "regulariser", "layers"), "params.yaml, regularisers.rob.layers"),
+        (("networks", "mine/main", "attacks", "cw", "c"), "params.yaml, networks.mine/main.attacks.change.cw.c"),
+        (("networks", "mine/main", "members", "a", "epochs"), "params.yaml, networks.mine/main.members.a.epochs"),
     ],
     ids=lambda value: "",
 )
@@ -144,7 +150,7 @@ def test_a_setting_is_traced_to_where_it_was_written(location, place):
         (
             "digits: {linf: 0.2, l2: 1}",
             "digits: {l2: 1}",
-            "threat.digits: no linf, the ε of the attack at attacks.training.linf",
+            "params.yaml, threat.digits: no linf, the ε of the attack at params.yaml, attacks.training.linf",
         ),
         (
             "base: {dataset: digits}",

@@ -1,9 +1,9 @@
-"""The settings of a run. params.yaml, which people write, is resolved to run.yaml, which everything reads.
+"""The settings of a run. params.yaml and scales/, which people write, are resolved to run.yaml, which everything reads.
 
-    python -m companion.params [SCALE]        check params.yaml and write run.yaml; with SCALE, choose that scale first
+    python -m companion.params [SCALE]        check them and write run.yaml; with SCALE, choose that scale first
     python -m companion.params split FOLDER   write run.yaml as small files, which DVC's stages depend on
 
-All errors are reported at once, by the key that was written in params.yaml, before any stage runs.
+All errors are reported at once, by file and key as written, before any stage runs.
 """
 
 import hashlib
@@ -17,14 +17,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from companion import checkout, paths
 from companion.constructed import Constructions
 from companion.datasets import DatasetSettings, Source, fingerprint
 from companion.groups import Group
 from companion.mismatches import mismatches
-from companion.resolve import Written, place_of, resolve
+from companion.resolve import Written, place_of, read, resolve, written
 from companion.study import Study
 from companion.transfer import Transfer
 from robust_features.attacks import Attack
@@ -35,10 +34,10 @@ from robust_features.networks import label
 from robust_features.settings import Seed, UserError, nearest, settings
 from robust_features.training import Training
 
-HEAD = "# Made of params.yaml by `make`, for the scale that it names: edit that, not this.\n"
+HEAD = "# Made of params.yaml and scales/ by `make`, for the scale that params.yaml names: edit those, not this.\n"
 DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file per entry
 PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml names differently
-STALE = "run.yaml was made of another params.yaml than there is now: run `make`, or `python -m companion.params`"
+STALE = "run.yaml was made of another params.yaml, or scales/, than there is now: run `make`, or `python -m companion.params`"
 
 
 @settings
@@ -107,29 +106,29 @@ def load(path: Path | None = None) -> Run:
 
 
 def check(text: dict[str, Any], scale: str) -> tuple[Written, Run]:
-    """A scale of the parsed params.yaml, resolved and validated. Raises UserError listing everything that is wrong."""
+    """A scale of what is `written`, resolved and validated. Raises UserError listing everything that is wrong."""
     resolved = resolve(text, scale)
     try:
         run = TypeAdapter(Run).validate_python(resolved)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(error, resolved))
-        raise UserError("\n".join(f"params.yaml, {line}" for line in lines)) from error
+        raise UserError("\n".join(lines)) from error
     if problems := list(dict.fromkeys(f"{place_of(resolved, place)}: {said}" for place, said in mismatches(run))):
-        raise UserError("\n".join(f"params.yaml, {problem}" for problem in problems))
+        raise UserError("\n".join(problems))
     return resolved, run
 
 
 def make(scale: str = "") -> Path:
-    """Check params.yaml and write run.yaml; a `scale`, if it exists, is written into params.yaml first."""
-    text = read(paths.PARAMS)
-    if not isinstance(text.get("scales"), dict) or "scale" not in text:
-        raise UserError("params.yaml: needs `scale:`, the name of one of its `scales:`")
+    """Check what is written and write run.yaml; a `scale`, if it exists, is written into params.yaml first."""
+    text = written()
+    if "scale" not in text:
+        raise UserError(f"params.yaml: needs `scale:`, one of {', '.join(text['scales'])}")
     resolved, run = check(text, scale or str(text["scale"]))
     if scale and scale != text["scale"]:
-        written = re.sub(r"(?m)^scale:.*$", f"scale: {scale}", paths.PARAMS.read_text("utf-8"))
+        changed = re.sub(r"(?m)^scale:.*$", f"scale: {scale}", paths.PARAMS.read_text("utf-8"))
         with atomic(paths.PARAMS) as partial:
-            partial.write_text(written, "utf-8")
-        text = read(paths.PARAMS)
+            partial.write_text(changed, "utf-8")
+        text = written()
     _notice_what_datasets_read(run)
     yaml = YAML()
     yaml.width = 150
@@ -143,10 +142,10 @@ def split(folder: Path) -> Path:
     """Every entry of run.yaml as a file of its own, <key>.json or <key>/<entry>.json: what stages depend on.
 
     DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of
-    files it keeps only checksums. Raises UserError if run.yaml was made from another params.yaml.
+    files it keeps only checksums. Raises UserError if run.yaml was made from other ones than there are now.
     """
     found = read(paths.RUN)
-    if found.get("made_of") != _checksum(read(paths.PARAMS)):
+    if found.get("made_of") != _checksum(written()):
         raise UserError(STALE)
     run = load()
     with atomic(folder) as partial:
@@ -181,26 +180,6 @@ def _notice_what_datasets_read(run: Run) -> None:
             return
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data. Raises UserError if it cannot be read, naming the line that is not YAML."""
-    try:
-        written = path.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path.name}, line {line}: is not UTF-8; save it as UTF-8 in your editor") from error
-    try:
-        text = YAML(typ="safe").load(written)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = written.splitlines()[mark.line].strip() if mark else ""
-        raise UserError(f"{path.name} is not valid YAML: {error}: {line}") from error
-    if not isinstance(text, dict):
-        raise UserError(f"{path.name}: needs keys and values, found {type(text).__name__}")
-    return text
-
-
 def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
     """One line per mistake: `recipes.kim.epochs: what is wrong`."""
     for item in error.errors():
@@ -225,7 +204,7 @@ def _explain(error: ValidationError, resolved: Written) -> Iterator[str]:
 
 
 def _checksum(text: dict[str, Any]) -> str:
-    """The checksum of what params.yaml says; comments and layout do not count."""
+    """The checksum of what is written; comments and layout do not count."""
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from companion import paths, roofline
+from companion import roofline
 from companion.constructed import Recipe
 from companion.datasets import Source
 from companion.groups import Group
-from companion.params import Run, check, read
+from companion.params import Run, check
+from companion.resolve import written
 from companion.roofline import Kind
 from robust_features import evaluation, hardware
 from robust_features.attacks import Attack
@@ -283,7 +284,7 @@ def _count(data: Source) -> dict[str, int]:
 
 def main(scale: str = "") -> None:
     """Print the plan of a scale, by default the one that params.yaml names."""
-    text = read(paths.PARAMS)
+    text = written()
     _, run = check(text, scale or str(text["scale"]))
     if run.scale == COUNTED:
         return _print_counted(run)

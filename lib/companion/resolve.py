@@ -1,9 +1,17 @@
-"""params.yaml → one scale, spelt out. Mappings merge, a new `kind` replaces its block, lists replace, null removes."""
+"""params.yaml and a file of scales/ → that scale, spelt out.
 
+Mappings merge, a new `kind` replaces its block, lists replace, null removes."""
+
+import os
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from companion import paths
 from robust_features.settings import UserError, nearest
 
 NAMED = {"attack": "training", "monitor": "training", "regulariser": "regularisers", "mask": "masks"}  # key: its table
@@ -22,38 +30,63 @@ TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is re
 
 
 class Written(dict[str, Any]):
-    """A mapping that knows, of each of its keys, where in params.yaml the value was written."""
+    """A mapping that knows, of each of its keys, where the value was written: `scales/quick.yaml, recipes.kim.epochs`."""
 
     def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]):
         super().__init__(values)
         self.places = dict(places)
 
 
+def written() -> dict[str, Any]:
+    """What params.yaml says, and under `scales` what each file of scales/ says, by name. Raises UserError as `read` does."""
+    scales = {path.stem: read(path) for path in sorted(paths.SCALES.glob("*.yaml"))}
+    return read(paths.PARAMS) | {"scales": scales}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data. Raises UserError if it cannot be read, naming the line that is not YAML."""
+    name = os.path.relpath(path, paths.PARAMS.parent)
+    try:
+        written = path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: is not UTF-8; save it as UTF-8 in your editor") from error
+    try:
+        text = YAML(typ="safe").load(written)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = written.splitlines()[mark.line].strip() if mark else ""
+        raise UserError(f"{name} is not valid YAML: {error}: {line}") from error
+    if not isinstance(text, dict):
+        raise UserError(f"{name}: needs keys and values, found {type(text).__name__}")
+    return text
+
+
 def resolve(text: Mapping[str, Any], scale: str) -> Written:
-    """All settings of a scale: what `Run` validates. Raises UserError for a name that params.yaml does not define."""
-    written = _written(text, "")
-    scales = written.pop("scales")
+    """All settings of a scale, from what is `written`: what `Run` validates. Raises UserError for a name that is not defined."""
+    scales = text["scales"]
     if scale not in scales:
         raise UserError(
             f"params.yaml, scale: no scale '{scale}'{nearest(scale, scales)}; there are {', '.join(scales)}"
         )
-    written = merge(written, scales[scale], keep=True)
-    for key in written:
+    papers = _written({key: value for key, value in text.items() if key != "scales"}, "params.yaml,")
+    merged = merge(papers, _written(scales[scale], f"scales/{scale}.yaml,"), keep=True)
+    for key in merged:
         if key not in (known := (*PLAIN, *TABLES, "scale", "title", "networks", "constructed", "transfers")):
-            raise UserError(
-                f"params.yaml, {written.places[key]}: unknown key{nearest(key, known)}; there are {', '.join(known)}"
-            )
-    run = Written({key: _whole(written[key]) for key in PLAIN if key in written}, written.places)
-    run |= {"scale": scale, "title": written["title"]}
+            raise UserError(f"{merged.places[key]}: unknown key{nearest(key, known)}; there are {', '.join(known)}")
+    run = Written({key: _whole(merged[key]) for key in PLAIN if key in merged}, merged.places)
+    run |= {"scale": scale, "title": merged["title"]}
     for kind, spelt_out in (("networks", _group), ("constructed", _as_written), ("transfers", _transfer)):
-        run[kind] = Written({}, written[kind].places)
-        for name in [name for name, entry in written[kind].items() if entry is not None]:
+        run[kind] = Written({}, merged[kind].places)
+        for name in [name for name, entry in merged[kind].items() if entry is not None]:
             try:
-                form = _inherit(name, written[kind], f"{kind}.{name}", key="like")
-                run[kind][name] = spelt_out(form, written)
+                form = _inherit(name, merged[kind], merged[kind].places[name], key="like")
+                run[kind][name] = spelt_out(form, merged)
             except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
                 said = f"cannot be read ({type(error).__name__}: {error}); compare it with other entries of {kind}"
-                raise UserError(f"params.yaml, {kind}.{name}: {said}") from error
+                raise UserError(f"{merged[kind].places[name]}: {said}") from error
     return run
 
 
@@ -79,8 +112,8 @@ def _whole(value: Any) -> Any:
 
 
 def place_of(run: Written, location: tuple[Any, ...]) -> str:
-    """Where params.yaml sets what is at `location` of the resolved run, as far as can be told: `recipes.kim.epochs`."""
-    node, place = run, ".".join(map(str, location))
+    """Where what is at `location` of the resolved run was written, as far as can be told."""
+    node, place = run, f"params.yaml, {'.'.join(map(str, location))}"
     for depth, key in enumerate(location, start=1):
         if not isinstance(node, Written) or key not in node.places:
             break
@@ -93,7 +126,7 @@ def _written(value: Any, place: str) -> Any:
     """The parsed YAML with places, and names where tables are referred to as {from: name}."""
     if not isinstance(value, Mapping):
         return value
-    places = {key: f"{place}.{key}".removeprefix(".") for key in value}
+    places = {key: f"{place}{' ' if place.endswith(',') else '.'}{key}" for key in value}
     inner = {key: _written(_named(key, part), places[key]) for key, part in value.items()}
     return Written(inner, places)
 
@@ -106,7 +139,7 @@ def _inherit(name: str, table: Mapping[str, Any], place: str, key: str = "from")
     """An entry of a table with what it takes from another entry."""
     if table.get(name) is None:
         known = [name for name, entry in table.items() if entry is not None]
-        raise UserError(f"params.yaml, {place}: no '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+        raise UserError(f"{place}: no '{name}'{nearest(name, known)}; there are {', '.join(known)}")
     return _from(table[name], table, key)
 
 
@@ -121,8 +154,8 @@ def _group(form: Written, text: Written) -> Written:
     """A group with the training of every member spelt out, and what its stage reads."""
     if "recipe" not in form:
         known = [name for name, other in text["networks"].items() if other and ("recipe" in other or "like" in other)]
-        place = next(iter(form.places.values()), "networks").rpartition(".")[0]
-        raise UserError(f"params.yaml, {place}: needs `recipe`, or `like` and one of {', '.join(known)}")
+        place = next(iter(form.places.values()), "params.yaml, networks").rpartition(".")[0]
+        raise UserError(f"{place}: needs `recipe`, or `like` and one of {', '.join(known)}")
     recipe = _whole(_inherit(form["recipe"], text["recipes"], form.places["recipe"]))
     base = merge(recipe, form.get("base", Written({}, {})))
     written = form.get("members", Written({}, {}))
@@ -146,9 +179,7 @@ def _reads(sources: set[str], form: Written) -> str:
     folders = {f"constructed/{_entry(name)}" if "/" in name else f"datasets/{name}" for name in sources}
     if len(folders) != 1:
         where = form.places.get("base", form.places["recipe"])
-        raise UserError(
-            f"params.yaml, {where}: the members of a group read one dataset, found {', '.join(sorted(folders))}"
-        )
+        raise UserError(f"{where}: the members of a group read one dataset, found {', '.join(sorted(folders))}")
     return folders.pop()
 
 
@@ -173,7 +204,7 @@ def _attacks(form: Written, text: Written, dataset: str) -> Written:
         return Written({}, {})
     if chosen["table"] not in text["attacks"]:
         near = nearest(chosen["table"], text["attacks"])
-        raise UserError(f"params.yaml, {chosen.places['table']}: no table of attacks '{chosen['table']}'{near}")
+        raise UserError(f"{chosen.places['table']}: no table of attacks '{chosen['table']}'{near}")
     table = merge(text["attacks"][chosen["table"]], chosen.get("change", Written({}, {})))
     changed = Written({**text, "attacks": {**text["attacks"], chosen["table"]: table}}, text.places)
     names = chosen.get("names") or list(_whole(table))
@@ -194,7 +225,7 @@ def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written
         found["epsilon"] = epsilon if share is None else _times(share, epsilon)
     if step is not None and "step_size" not in found:
         found["step_size"] = _times(step, found["epsilon"])
-    places = {"epsilon": f"threat.{dataset}", "step_size": whole.places.get("step", table), **whole.places}
+    places = {"epsilon": f"params.yaml, threat.{dataset}", "step_size": whole.places.get("step", table), **whole.places}
     return Written(found, places)
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ruamel.yaml import YAML
-
 from companion import paths
 from companion.report.contents import load_run
-from companion.resolve import resolve
+from companion.resolve import resolve, written
 from robust_features.settings import UserError
 
 if TYPE_CHECKING:
@@ -145,8 +143,8 @@ def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _resolved(name: str) -> dict[str, Any]:
-    """The settings, as params.yaml has them now, of a scale that is not in run.yaml; only its name if there are none."""
+    """The settings, as they are written now, of a scale that is not in run.yaml; only its name if there are none."""
     try:
-        return resolve(YAML(typ="safe").load(paths.PARAMS), name)
+        return resolve(written(), name)
     except (UserError, AttributeError, KeyError, TypeError):  # the scale, or the file, no longer exists
         return {"scale": name, "title": name}
