@@ -67,13 +67,13 @@ publish: $(ENV)/installed
 	python -m companion pipeline publish
 
 fetch: $(ENV)/installed
-	@python -m companion.fetched $(SCALE)
+	@python -m companion fetched $(SCALE)
 
 bundle: $(ENV)/installed
-	@python -m companion.bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
+	@python -m companion bundle pack $(PAPER) --scale $(SCALE) $(if $(HAVE),--have $(HAVE)) $(if $(TO),--to $(TO))
 
 unbundle: $(ENV)/installed
-	@python -m companion.bundle take $(FROM)
+	@python -m companion bundle take $(FROM)
 
 lock: $(ENV)/uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra project --extra dev --no-emit-index-url --no-header pyproject.toml --output-file requirements.txt

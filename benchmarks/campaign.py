@@ -27,7 +27,7 @@ LONGEST = 45  # seconds before a kill
 def main(kills: int, seed: int, only: Sequence[str]) -> None:
     """Two clones of this checkout, one left alone and one disturbed. Raises SystemExit if they differ, or a process stays."""
     generator = random.Random(seed)
-    command = [sys.executable, "-m", "companion.engine", *(["--only", *only] if only else [])]
+    command = [sys.executable, "-m", "companion", "engine", *(["--only", *only] if only else [])]
     with TemporaryDirectory() as folder:
         alone, disturbed = Path(folder) / "alone", Path(folder) / "disturbed"
         for clone in (alone, disturbed):

@@ -28,7 +28,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
         before, begun = worked(), perf_counter()
-        subprocess.run([sys.executable, "-m", "companion.engine"], cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "companion", "engine"], cwd=folder, check=True)
         seconds = perf_counter() - begun
         facts |= {"seconds": round(seconds, 1), "busy": round((worked() - before) / seconds, 2)}
         facts["stages"] = json.loads((Path(folder) / "logs" / "durations.json").read_text("utf-8"))

@@ -17,10 +17,11 @@ def clone(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["params", "pipeline", "engine"])
+@pytest.mark.parametrize("command", ["params", "pipeline index", "engine"])
 def test_two_clones_that_share_an_environment_do_not_cross(clone, command):
-    words = [sys.executable, "-m", f"companion.{command}", *(["index"] if command == "pipeline" else [])]
-    done = subprocess.run(words, cwd=clone, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "companion", *command.split()], cwd=clone, capture_output=True, text=True
+    )
     home = Path(paths.__file__).parents[2]
     assert done.returncode and f"{clone}: the code that runs is of another checkout, {home}; run `make`" in done.stderr
 

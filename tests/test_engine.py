@@ -57,12 +57,12 @@ def run(*command, check=True):
 
 
 def run_engine(*arguments, check=True):
-    return run(sys.executable, "-m", "companion.engine", *arguments, check=check)
+    return run(sys.executable, "-m", "companion", "engine", *arguments, check=check)
 
 
 def begin(*arguments):
     """The engine, in the background; Ctrl-C stops it also where the tests themselves were started to ignore that."""
-    command = [sys.executable, "-m", "companion.engine", *arguments]
+    command = [sys.executable, "-m", "companion", "engine", *arguments]
     heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heeds)
 
@@ -139,17 +139,18 @@ def test_when_a_stage_fails_others_go_on_and_the_end_says_what_is_missing(projec
 
 
 FULL_DISK = """
-import errno, shutil
+import errno, sys
 from types import SimpleNamespace
 from dvc.stage import PipelineStage
-from companion import engine
+from companion import __main__, engine
 
 def refuse(self, *_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 PipelineStage.commit = refuse
 engine.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=0))
-engine.main()
+sys.argv.insert(1, "engine")
+__main__.main()
 """  # of the stage `first`, the only one that is not waiting for others and that DVC's run cache knows
 
 

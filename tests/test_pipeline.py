@@ -24,11 +24,11 @@ def project(tmp_path, monkeypatch):
 
 
 def execute(path, *arguments):
-    """The command line's `run`, in this process; what it would print to stderr last, or None."""
+    """The command line's `run`, in this process; what is wrong, or None."""
     try:
         pipeline.main(["run", str(path), *map(str, arguments)])
-    except SystemExit as error:
-        return error.code
+    except UserError as error:
+        return str(error)
 
 
 def test_two_runs_differ_in_nothing_but_their_provenance(project, capfd):
@@ -137,7 +137,7 @@ def test_a_dead_kernel_is_said_to_be_dead(project):
 def test_a_terminated_run_leaves_no_kernel(project):
     cell = "import os, time, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     path = write_notebook(project, "20-asleep", [cell])
-    runner = subprocess.Popen([sys.executable, "-m", "companion.pipeline", "run", "20-asleep"], cwd=project)
+    runner = subprocess.Popen([sys.executable, "-m", "companion", "pipeline", "run", "20-asleep"], cwd=project)
     pid = wait_for(lambda: (path.parent / "pid").exists() and (path.parent / "pid").read_text())
     runner.send_signal(signal.SIGTERM)
     assert runner.wait(timeout=20) == 128 + signal.SIGTERM
@@ -197,14 +197,14 @@ def test_groundwork_pages_have_the_runs_outputs_and_the_current_prose(executed, 
 
 def test_groundwork_that_is_missing_damaged_or_was_run_with_other_code_is_named(executed):
     write_notebook(executed, "03-constructed", ["# Groundwork", 'key = "none"', "print('changed')"])
-    with pytest.raises(SystemExit, match="other code than 03-constructed.*run `dvc repro construct@springer/main`"):
+    with pytest.raises(UserError, match="other code than 03-constructed.*run `dvc repro construct@springer/main`"):
         pipeline.main(["pages"])
     page = executed / "data/runs/networks/kim/vgg16.ipynb"
     page.write_text(page.read_text()[:99])
-    with pytest.raises(SystemExit, match="vgg16.ipynb is damaged .*: delete it and run `dvc repro networks@kim/vgg16`"):
+    with pytest.raises(UserError, match="vgg16.ipynb is damaged .*: delete it and run `dvc repro networks@kim/vgg16`"):
         pipeline.main(["pages"])
     (executed / "data/runs/dataset/digits.ipynb").unlink()
-    with pytest.raises(SystemExit, match="dataset/digits.ipynb is missing: run `dvc repro dataset@digits`"):
+    with pytest.raises(UserError, match="dataset/digits.ipynb is missing: run `dvc repro dataset@digits`"):
         pipeline.main(["pages"])
 
 

@@ -89,7 +89,7 @@ def test_every_stage_that_runs_a_notebook_depends_on_its_code_and_sections_on_th
     running = [body for body in bodies() if "pipeline run" in body["cmd"]]
     assert len(running) > 10
     for body in running:
-        name, deps = body["cmd"].split()[4], {*body["deps"]}
+        name, deps = body["cmd"].split()[5], {*body["deps"]}
         section = name == "${item}"
         entry = "/${key}" if name in {notebook for notebook, *_ in GROUNDWORK.values()} else ""
         assert f"data/code/{name}{entry}.json" in deps and section == (f"notebooks/{name}.ipynb" in deps)

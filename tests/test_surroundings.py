@@ -62,7 +62,7 @@ def test_a_project_lies_where_it_likes_and_is_run_from_anywhere(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["", "run", str(odd / "notebooks/11-first.ipynb")])
     assert execute("notebooks/11-first.ipynb") is None
     assert (
-        "companion.pipeline run notebooks/11-first.ipynb<"
+        "companion pipeline run notebooks/11-first.ipynb<"
         in (project / "reports/quick/11-first/index.html").read_text()
     )
 

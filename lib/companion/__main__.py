@@ -1,17 +1,34 @@
-"""A command of the project as make calls it, `python -m companion engine …`; if stopped at any time, it says so in one line."""
+"""The project's commands: `python -m companion COMMAND …`. What is wrong, or that it was stopped, is said in one line."""
 
-import runpy
+import importlib
 import signal
 import sys
 
+from companion import checkout
+from robust_features.settings import UserError
+
 STOPPED = 128 + signal.SIGINT  # what shells report for a command that Ctrl-C ended
+COMMANDS = {
+    "params": "check the settings and write run.yaml",
+    "plan": "what a scale would cost on this machine",
+    "engine": "run what is not up to date, stages side by side",
+    "pipeline": "run one notebook, or render pages",
+    "fetched": "lay published networks ready",
+    "bundle": "pack a paper for a machine without network, DVC and git, and take back what it made",
+    "together": "train one network in several processes, under torchrun",
+}
 
 
 def main() -> None:
-    """Run the module companion.<first argument> with the other arguments."""
-    module = f"companion.{sys.argv.pop(1)}"
+    """Run the `main` of the module of that name with the other arguments."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        sys.exit("python -m companion COMMAND …\n" + "\n".join(f"  {key:10}{does}" for key, does in COMMANDS.items()))
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        checkout.check()
+        importlib.import_module(f"companion.{name}").main()
+    except UserError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:  # most often during imports, which take seconds
         print("stopped", file=sys.stderr)
         sys.exit(STOPPED)

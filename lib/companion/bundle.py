@@ -1,7 +1,7 @@
 """One paper for a machine that has neither network nor DVC nor git, and its results back.
 
-    python -m companion.bundle pack PAPER --scale gpu [--have FILE] [--to FOLDER]   a folder to be copied there; run its run.py
-    python -m companion.bundle take FOLDER                                          publish what run.py packed there
+    python -m companion bundle pack PAPER --scale gpu [--have FILE] [--to FOLDER]   a folder to be copied there; run its run.py
+    python -m companion bundle take FOLDER                                          publish what run.py packed there
 
 Packing changes nothing in this project: settings are resolved, and DVC is asked for the graph, in a separate folder.
 """
@@ -70,7 +70,7 @@ def pack(paper: str, *, scale: str, have: Path, to: Path) -> Path:
 
 def write(to: Path, files: dict[str, Path], stages: Sequence[node.Stage], **about: Any) -> Path:
     """Write a bundle: run.py, a manifest, and parts that hold the files and, as JSON, the stages and what it is about."""
-    describe = "python -m companion.bundle describe"
+    describe = "python -m companion bundle describe"
     with TemporaryDirectory() as temporary:
         content = Path(temporary) / node.BUNDLE
         told = about | {"describe": describe, "stages": [asdict(each) for each in stages]}
@@ -122,7 +122,7 @@ def stage(project: Path, scale: str) -> Path:
         if path.name not in OWN:
             (project / path.name).symlink_to(path)
     shutil.copyfile(paths.PARAMS, project / "params.yaml")
-    _output(["companion.params", scale], cwd=project)
+    _output(["companion", "params", scale], cwd=project)
     return project
 
 
@@ -235,7 +235,7 @@ def _overlap(one: str, other: str) -> bool:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m companion.bundle", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m companion bundle", description=__doc__)
     commands = parser.add_subparsers(required=True)
     for function in (pack, take, describe):
         command = commands.add_parser(function.__name__, description=function.__doc__)
@@ -250,11 +250,4 @@ def main() -> None:
     options = vars(parser.parse_args())
     if "to" in options:
         options["to"] = options["to"] or paths.DATA / "bundles" / f"{options['scale']}-{options['paper']}"
-    try:
-        print(options.pop("function")(**options))
-    except UserError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()
+    print(options.pop("function")(**options))

@@ -1,4 +1,4 @@
-"""DVC's graph in parallel: `python -m companion.engine [--paper NAME] [--only STAGE …] [--scheduler ADDRESS] [--slots N]`.
+"""DVC's graph in parallel: `python -m companion engine [--paper NAME] [--only STAGE …] [--scheduler ADDRESS] [--slots N]`.
 
 This process owns DVC: what has changed, the run cache, dvc.lock. Workers of Dask run the commands of stages, one at a time
 each. It leaves what `dvc repro` leaves, which does the same one stage after another and stays valid.
@@ -27,7 +27,7 @@ from dvc.stage.cache import RunCacheNotFoundError, _can_hash
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dump_yaml, load_yaml
 
-from companion import checkout, paths, worker
+from companion import paths, worker
 from companion.progress import Progress
 from companion.report.contents import load_run
 from companion.report.surroundings import apart
@@ -467,7 +467,7 @@ def _interrupted(number: int, frame: object) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m companion.engine", description=reproduce.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m companion engine", description=reproduce.__doc__)
     parser.add_argument(
         "--paper", default="", help="the sections of one paper, with all they need: kim, xu, springer, ilyas"
     )
@@ -480,15 +480,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
-        checkout.check()
-        well = reproduce(**vars(options))
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+        sys.exit(not reproduce(**vars(options)))
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and `make reproduce` goes on from there", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    sys.exit(not well)
-
-
-if __name__ == "__main__":
-    main()

@@ -77,15 +77,9 @@ def _training(settings: Training, splits: Mapping[str, ImageSet]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m companion fetched", description=__doc__.partition("\n")[0])
     parser.add_argument("scale", help="one that has published networks, such as photographs")
     scale = parser.parse_args().scale
-    try:
-        laid = fetch(scale)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
-    print(f"{', '.join(laid)}: `make reproduce SCALE={scale}` does not train these; attacks and pages are made anew")
-
-
-if __name__ == "__main__":
-    main()
+    print(
+        f"{', '.join(fetch(scale))}: `make reproduce SCALE={scale}` does not train these; attacks and pages are made anew"
+    )

@@ -1,7 +1,7 @@
 """The settings of a run. params.yaml and scales/, which people write, are resolved to run.yaml, which everything reads.
 
-    python -m companion.params [SCALE]        check them and write run.yaml; with SCALE, choose that scale first
-    python -m companion.params split FOLDER   write run.yaml as small files, which DVC's stages depend on
+    python -m companion params [SCALE]        check them and write run.yaml; with SCALE, choose that scale first
+    python -m companion params split FOLDER   write run.yaml as small files, which DVC's stages depend on
 
 All errors are reported at once, by file and key as written, before any stage runs.
 """
@@ -37,7 +37,7 @@ from robust_features.training import Training
 HEAD = "# Made of params.yaml and scales/ by `make`, for the scale that params.yaml names: edit those, not this.\n"
 DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file per entry
 PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml names differently
-STALE = "run.yaml was made of another params.yaml, or scales/, than there is now: run `make`, or `python -m companion.params`"
+STALE = "run.yaml was made of another params.yaml, or scales/, than there is now: run `make`, or `python -m companion params`"
 
 
 @settings
@@ -98,11 +98,11 @@ def load(path: Path | None = None) -> Run:
     checkout.check()
     path = path or paths.RUN
     if not path.exists():
-        raise UserError(f"{path}: there is none yet: run `make`, or `python -m companion.params`")
+        raise UserError(f"{path}: there is none yet: run `make`, or `python -m companion params`")
     try:
         return TypeAdapter(Run).validate_python(read(path)["run"])
     except (ValidationError, KeyError) as error:
-        raise UserError(f"{path} is not of this version: run `make`, or `python -m companion.params`") from error
+        raise UserError(f"{path} is not of this version: run `make`, or `python -m companion params`") from error
 
 
 def check(text: dict[str, Any], scale: str) -> tuple[Written, Run]:
@@ -208,14 +208,7 @@ def _checksum(text: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """The command line."""
-    try:
-        checkout.check()
-        print(split(Path(arguments[1])) if arguments[:1] == ["split"] and len(arguments) == 2 else make(*arguments[:1]))
-    except UserError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    arguments = sys.argv[1:]
+    print(split(Path(arguments[1])) if arguments[:1] == ["split"] and len(arguments) == 2 else make(*arguments[:1]))

@@ -1,4 +1,4 @@
-"""Running notebooks: `python -m companion.pipeline run | code | pages | index | publish`. Imports no torch."""
+"""Running notebooks: `python -m companion pipeline run | code | pages | index | publish`. Imports no torch."""
 
 import argparse
 import ast
@@ -17,7 +17,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from companion import checkout, closure, paths
+from companion import closure, paths
 from companion.paths import PAGE
 from companion.report.contents import GROUNDWORK, Page, groundwork, load_run, read, sections
 from companion.report.index import index as write_contents
@@ -185,7 +185,7 @@ def provenance(settings: dict[str, Any], start: datetime, seconds: float) -> dic
     found = {name: package.version for name in PACKAGES for package in [*distributions(name=name)][:1]}
     return {
         "commit": commit(),
-        "command": f"python -m companion.pipeline {shlex.join(map(_from_root, sys.argv[1:]))}",
+        "command": f"python -m companion pipeline {shlex.join(map(_from_root, sys.argv[1:]))}",
         "scale": settings["scale"],
         "seed": settings["seed"],
         "started": f"{start:%Y-%m-%d %H:%M} UTC",
@@ -320,7 +320,7 @@ def _follow(parent: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m companion.pipeline")
+    parser = argparse.ArgumentParser(prog="python -m companion pipeline")
     commands = parser.add_subparsers(required=True)
     for function in (run, code, pages, index, publish):
         command = commands.add_parser(function.__name__, description=function.__doc__)
@@ -334,12 +334,4 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
-    try:
-        checkout.check()
-        print(options.pop("function")(**options))
-    except UserError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()
+    print(options.pop("function")(**options))

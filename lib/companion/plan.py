@@ -1,4 +1,4 @@
-"""What a scale costs, before it runs: `python -m companion.plan [SCALE]`.
+"""What a scale costs, before it runs: `python -m companion plan [SCALE]`.
 
 It counts passes, one image forward and back through a network, and times one pass of each network on this machine. For attacks
 that stop once an image is fooled, only a share of the images is counted, `surviving`. Regularisers and the sections, which mostly
@@ -28,7 +28,6 @@ from robust_features.attacks import Attack
 from robust_features.bottleneck import CHUNK, Bottleneck
 from robust_features.hardware import BATCH_ON_A_GPU, Hardware, Precision
 from robust_features.networks import NetworkSettings, build, label
-from robust_features.settings import UserError
 from robust_features.training import Training
 
 COUNTED = "gpu"  # the scale whose minutes are counted, on whatever machine
@@ -282,10 +281,10 @@ def _count(data: Source) -> dict[str, int]:
     return {"train": data.train or train - data.validation, "validation": data.validation, "test": data.test or test}
 
 
-def main(scale: str = "") -> None:
+def main() -> None:
     """Print the plan of a scale, by default the one that params.yaml names."""
     text = written()
-    _, run = check(text, scale or str(text["scale"]))
+    _, run = check(text, *(sys.argv[1:2] or [str(text["scale"])]))
     if run.scale == COUNTED:
         return _print_counted(run)
     rows, slots = plan(run), max(1, torch.cuda.device_count() or hardware.cores())
@@ -308,10 +307,3 @@ def _print_counted(run: Run) -> None:
         f"counted, not measured: one H100 at {roofline.RATE['bf16'] / 1e12:.0f} TFLOP/s in bf16, {roofline.RATE['fp32'] / 1e12:.0f}"
         f" in TF32, {roofline.BANDWIDTH / 1e12:.1f} TB/s, and {1e6 * roofline.LAUNCH:.0f} µs an operation; one stage after another"
     )
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:2])
-    except UserError as error:
-        raise SystemExit(str(error)) from None

@@ -1,6 +1,6 @@
 """One member of a group trained by several processes, on one machine or several, before its stage runs:
 
-    torchrun --standalone --nproc-per-node 4 -m companion.together kim/wrn28-10 adversarial
+    torchrun --standalone --nproc-per-node 4 -m companion together kim/wrn28-10 adversarial
 
 The stage `networks@kim/wrn28-10`, which `make reproduce` runs, finds it trained and goes on with the attacks. It is for
 networks that take days: the members of a group already run side by side, one per GPU or core. The machines share data/.
@@ -16,7 +16,7 @@ from robust_features.training import processes, train
 
 def main() -> None:
     """Train one member as one of the processes that torchrun started."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m companion together", description=__doc__.partition("\n")[0])
     parser.add_argument("group", help="as in params.yaml, such as kim/wrn28-10")
     parser.add_argument("member", help="such as adversarial, or adversarial-seed1 of another seed than the first")
     asked, run = parser.parse_args(), params.load()
@@ -40,10 +40,3 @@ def main() -> None:
             processes=found,
             report=report,
         )
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(str(error)) from None

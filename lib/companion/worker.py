@@ -42,7 +42,7 @@ def stop() -> None:
 def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> subprocess.Popen | Process:
     """Start a command: forked from a warm process if there is one; by a shell if it is not a plain call of a module of ours."""
     words = shlex.split(command)
-    if words[:2] != PYTHON or not words[2].startswith("companion."):
+    if words[:3] != [*PYTHON, "companion"]:
         words = [os.environ.get("SHELL", "/bin/sh"), "-c", command]
     with suppress(KeyError, OSError):
         return Process(env[WARM], words, cwd=folder, env=env, output=output)

@@ -69,7 +69,7 @@ def load_run() -> dict[str, Any]:
             raise KeyError(*lacking)
         return run
     except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{paths.RUN} is not readable: run `make`, or `python -m companion.params`") from error
+        raise UserError(f"{paths.RUN} is not readable: run `make`, or `python -m companion params`") from error
 
 
 def sections() -> list[Page]:
