@@ -1,4 +1,4 @@
-"""Kills `make reproduce` at random moments and compares what it makes in the end with an undisturbed run, byte for byte.
+"""Kills `make reproduce` at random times and compares what it makes in the end with an undisturbed run, byte for byte.
 
 python -m benchmarks.campaign [--kills 20] [--seed 0] [--only STAGE …]
 """
@@ -25,7 +25,7 @@ LONGEST = 45  # seconds before a kill
 
 
 def main(kills: int, seed: int, only: Sequence[str]) -> None:
-    """Two clones of this checkout, one left alone and one disturbed. Raises SystemExit if they differ, or a process stays."""
+    """Two clones of this checkout, one of them disturbed. Raises SystemExit if they differ, or a process stays."""
     generator = random.Random(seed)
     command = [sys.executable, "-m", "companion", "engine", *(["--only", *only] if only else [])]
     with TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def main(kills: int, seed: int, only: Sequence[str]) -> None:
 
 
 def disturb(start: Callable[[], subprocess.Popen], clone: Path, kills: int, generator: random.Random) -> None:
-    """Kill the engine or one of the processes that work for it, again and again; a run that has ended in failure starts anew.
+    """Kill the engine or a process that works for it, again and again; a run that has ended in failure starts anew.
 
     Raises SystemExit if a process outlives the engine."""
     process, killed = start(), 0

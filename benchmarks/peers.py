@@ -1,7 +1,7 @@
 """The other implementations, called as their authors meant them to be, on a network of ours.
 
-Packages come from the extra `bench`; checkouts lie in the folder named by BENCHMARK_PEERS, by default beside the project.
-They are never edited: what their code takes for granted (a CUDA device) is provided around the call.
+Packages come from the extra `bench`; checkouts lie in the folder named by BENCHMARK_PEERS, by default beside the
+project. They are never edited: what their code takes for granted (a CUDA device) is provided around the call.
 """
 
 import importlib
@@ -56,7 +56,7 @@ def checkout(repository: str, module: str) -> ModuleType:
 
 @contextmanager
 def written_for_cuda() -> Iterator[None]:
-    """Where `.cuda()` is harmless on a machine without CUDA; with it, `torch.eye`, which they index there, is made there."""
+    """Where `.cuda()` is harmless without CUDA; with it, `torch.eye`, which they index there, is made there."""
     if torch.cuda.is_available():
         eye = torch.eye
         with mock.patch.object(torch, "eye", lambda n: eye(n, device="cuda")):
@@ -108,7 +108,7 @@ def kim_vgg(network: Network) -> nn.Module:
 
 
 def kim_features(network: Network, *, beta: float, c: float) -> nn.Module:
-    """Their bottleneck, and their four attacks, on our network; `beta` and `c` where the digits need others than theirs."""
+    """Their bottleneck and four attacks on our network; `beta` and `c` where the digits need others than theirs."""
     found = checkout("Adversarial-Information-Bottleneck", "model.IFP").InformativeFeaturePackage(kim_vgg(network))
     found.beta, found.cw_c = beta, c
     return found.eval()
@@ -166,7 +166,7 @@ def xu_hsic(features: Tensor, labels: Tensor, images: Tensor, labels_kernel: str
 def adam_robustification(
     network: Network, wanted: Tensor, start: Tensor, *, steps: int, rate: float, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """(N,) distances of representations at the start and at the end of a plain loop: torch's Adam on each batch's pixels."""
+    """(N,) distances of representations at the start and end of a plain loop: torch's Adam on each batch's pixels."""
     first, last = [], []
     for x, goal in zip(start.split(batch_size), wanted.split(batch_size), strict=True):
         x = x.clone().requires_grad_(True)

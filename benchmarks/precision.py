@@ -1,10 +1,11 @@
 """Whether bfloat16 changes what is reported: python -m benchmarks.precision [--photographs].
 
-Every defended network of params.yaml's run, after `make reproduce`, is attacked by PGD in float32 and in bfloat16, and in
-float32 from another random start, which is the yardstick; predictions are float32. Those of plain adversarial training are
-also trained anew in both, with ten seeds each. With --photographs the network is a VGG-16 of width 1/4 trained here, and
-all 10,000 test images of CIFAR-10 are attacked: some two hours on one busy core with matrix units. Writes
-benchmarks/results/precision/<scale or cifar10>.json. A CPU without bfloat16 units emulates them, at a tenth of the speed.
+Every defended network of params.yaml's run, after `make reproduce`, is attacked by PGD in float32 and in bfloat16, and
+in float32 from another random start, which is the yardstick; predictions are float32. Those of plain adversarial
+training are also trained anew in both, with ten seeds each. With --photographs the network is a VGG-16 of width 1/4
+trained here, and all 10,000 test images of CIFAR-10 are attacked: some two hours on one busy core with matrix units.
+Writes benchmarks/results/precision/<scale or cifar10>.json. A CPU without bfloat16 units emulates them, at a tenth of
+the speed.
 """
 
 import argparse

@@ -104,7 +104,7 @@ def profiled(function: Callable[[ImageSet], Outcome], few: ImageSet) -> dict[str
 
 
 class _Flops(TorchDispatchMode):
-    """Of the convolutions and matrix products of all calls in it; torch's FlopCounterMode does not bear autograd.grad."""
+    """Of the convolutions and matrix products of all calls in it; torch's FlopCounterMode cannot bear autograd.grad."""
 
     total = 0
 
@@ -142,7 +142,7 @@ def convolution_rate(network: Network, images: ImageSet, hardware: Hardware) -> 
 
 
 def growth(bench: Bench, clock: Callable[[], float] = perf_counter) -> list[dict[str, object]]:
-    """Seconds of PGD, the same steps for every image, as one of images, steps and width grows from the least of each."""
+    """Seconds of PGD, the same steps for each image, as one of images, steps and width grows from the least of each."""
     rows = []
     for grows, values in GROWTH.items():
         for value in values:
@@ -193,7 +193,10 @@ def commit(folder: Path) -> str:
 
 
 def write(found: dict[str, object]) -> None:
-    """benchmarks/results/<machine, device, threads, precision>.json; after every work: an interrupted run leaves what it has."""
+    """benchmarks/results/<machine, device, threads, precision>.json, written after every work.
+
+    An interrupted run leaves what it has.
+    """
     name = " ".join(str(found["hardware"].get(key, "")) for key in ("name", "device", "threads", "precision")).lower()
     with atomic(RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json") as partial:
         partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -232,8 +235,8 @@ def main() -> None:
             facts["minutes"] = round((perf_counter() - begun) / 60, 1)
             write(facts | {"results": rows})
         print(
-            f"{work.name} against {work.peer}: {row['ours_s']:.2f} s, theirs {row['peer_s']:.2f} s: {row['ratio']:.1f} times"
-            f" as fast (to reach: {row['target']})  {row['stated']}"
+            f"{work.name} against {work.peer}: {row['ours_s']:.2f} s, theirs {row['peer_s']:.2f} s: {row['ratio']:.1f}"
+            f" times as fast (to reach: {row['target']})  {row['stated']}"
         )
     if options.keep or not options.only:
         write(facts | {"results": rows, "growth": growth(bench)})

@@ -1,6 +1,6 @@
 """Time a whole `make reproduce` after its install: when each stage ran, and how busy the cores were.
 
-python -m benchmarks.stages      in a clone of its own, on an idle machine; writes benchmarks/results/stages/<machine>.json
+python -m benchmarks.stages  in a clone of its own, on an idle machine; writes benchmarks/results/stages/<machine>.json
 """
 
 import json

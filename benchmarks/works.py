@@ -117,7 +117,8 @@ def works(bench: Bench) -> list[Work]:
     our_apgd = _lazy(bench, lambda: attacks.APGD(epsilon=EPSILON, steps=50))
     return [
         Work("PGD-10, robust accuracy", "torchattacks", (3, 5), many, keep_first, torch_pgd, **first),
-        Work("PGD-10, robust accuracy", "foolbox", (3, 5), many, keep_first, _peer(bench, peers.foolbox_pgd, **step), **first),
+        Work("PGD-10, robust accuracy", "foolbox", (3, 5), many, keep_first,
+             _peer(bench, peers.foolbox_pgd, **step), **first),
         Work("PGD-10, same steps for every image", "torchattacks", (3, 5), many, _lazy(bench, lambda: pgd), torch_pgd),
         Work("PGD-10 training epoch", "Kim et al.", (3, 10), epoch, _our_epoch(bench), _their_epoch(bench),
              warm=200, rounds=1 if bench.gpu else 3,
@@ -127,21 +128,23 @@ def works(bench: Bench) -> list[Work]:
         Work("CW, 200 steps", "torchattacks", (3, 5), short, _lazy(bench, lambda: CarliniWagner(c=C, steps=200)),
              _peer(bench, peers.torchattack, "CW", c=C, steps=200, lr=0.1), rounds=1,
              note="both look ten times whether the loss still falls, and stop: theirs the batch, ours the image"),
-        Work("FAB, 20 steps", "torchattacks", (3, 5), short, _lazy(bench, lambda: attacks.FAB(epsilon=EPSILON, steps=20)),
+        Work("FAB, 20 steps", "torchattacks", (3, 5), short,
+             _lazy(bench, lambda: attacks.FAB(epsilon=EPSILON, steps=20)),
              _peer(bench, peers.torchattack, "FAB", eps=EPSILON, steps=20, n_classes=10), rounds=1),
         Work("APGD-CE, 50 steps", "torchattacks", (3, 5), short, our_apgd, torch_apgd, rounds=1),
         Work("APGD-CE, 50 steps", "Croce and Hein", (3, 5), short, our_apgd,
              _peer(bench, peers.apgd, epsilon=EPSILON, steps=50), rounds=1),
-        Work("NRF, NRF2, RF, RF2", "Kim et al.", (4, 10), hundred, _our_four(bench), _their_four(bench), rounds=1, warm=10,
-             profiled=False,
+        Work("NRF, NRF2, RF, RF2", "Kim et al.", (4, 10), hundred, _our_four(bench), _their_four(bench),
+             rounds=1, warm=10, profiled=False,
              note="both look three times whether the loss still falls, and stop: theirs the batch, ours the image"),
-        Work("training step with IB-RAR, three layers", "the step without it", (0.8, 0.87), test, _step(bench, _our_terms),
-             _step(bench, None), note="0.8: it may cost a quarter more"),
+        Work("training step with IB-RAR, three layers", "the step without it", (0.8, 0.87), test,
+             _step(bench, _our_terms), _step(bench, None), note="0.8: it may cost a quarter more"),
         Work("training step with IB-RAR, three layers", "Xu et al.", (1, 1), test, _step(bench, _our_terms),
              _step(bench, _their_terms)),
-        Work("dependence of 512 channels", "Xu et al.", (20, 100), hundred, _our_channels(bench), _their_channels(bench),
-             warm=100, note="on labels and on images, of random features"),
-        Work("robustification, as near", "Adam, batch by batch", (3, 10), short, _our_images(bench), _their_images(bench), rounds=1,
+        Work("dependence of 512 channels", "Xu et al.", (20, 100), hundred, _our_channels(bench),
+             _their_channels(bench), warm=100, note="on labels and on images, of random features"),
+        Work("robustification, as near", "Adam, batch by batch", (3, 10), short, _our_images(bench),
+             _their_images(bench), rounds=1,
              note="20 steps of L-BFGS; of Adam as many as come as near, at the best of its rates 0.03, 0.1, 0.2, 0.3"),
         Work("AutoAttack, standard", "Croce and Hein", (3, 5), hundred,
              _lazy(bench, lambda: attacks.AutoAttack(epsilon=EPSILON)),
@@ -261,7 +264,7 @@ Terms = Callable[[Network, dict[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def _step(bench: Bench, terms: Terms | None) -> Callable[[ImageSet], Outcome]:
-    """Training steps of Xu et al.'s VGG-16 without adversarial examples, a batch of 100 each, with these terms in the loss."""
+    """Training steps of Xu et al.'s VGG-16 without adversarial examples, 100 images each, with these loss terms."""
     vgg = replace(bench.vgg, hidden=2)
 
     def train(images: ImageSet) -> Outcome:

@@ -1,5 +1,8 @@
-"""Networks whose rounding is too small to change a decision: in another batch kernels add in another order, and where that
-turns the sign of one gradient, the images of an attack part ways."""
+"""Networks whose rounding is too small to change a decision.
+
+In another batch kernels add in another order, and where that turns the sign of one gradient, the images of an attack
+part ways.
+"""
 
 import copy
 

@@ -62,7 +62,7 @@ def make_project(root: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def write_notebook(root: Path, name: str, cells: list[str], **metadata: object) -> Path:
-    """A notebook of `cells`: Markdown if it starts with #; that which begins with `key` or `count` is tagged parameters."""
+    """A notebook of `cells`: Markdown if it starts with #; what begins with `key` or `count` is tagged parameters."""
     made = [new_markdown_cell(cell) if cell.startswith("#") else new_code_cell(cell) for cell in cells]
     for cell in made:
         if cell.cell_type == "code" and cell.source.startswith(("key =", "count =")):

@@ -16,7 +16,9 @@ from robust_features.attacks import linf
 from robust_features.networks import build
 
 MINE = {
-    "  svhn: {kind: svhn, validation: 1000}\n": "  mine: {kind: image-folder, path: pictures, size: 32, validation: 2}\n",
+    "  svhn: {kind: svhn, validation: 1000}\n": (
+        "  mine: {kind: image-folder, path: pictures, size: 32, validation: 2}\n"
+    ),
     "  svhn: {linf: 0.03}\n": "  mine: {linf: 8/255}\n",
     "    bim: {kind: pgd, step_size: 1/255": "    long: {kind: pgd, step: 0.25, steps: 12}\n",
     "  kim/svhn-vgg16: {like": "  kim/mine-vgg16: {like: kim/vgg16, base: {dataset: mine}}\n",

@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from robust_features import hardware
 from robust_features.bottleneck import Bottleneck, Distillation, distil, information_loss, perturb
 from robust_features.networks import VGG16, build
-from robust_features.networks.network import Network, pooled
+from robust_features.networks.network import GlobalAverage, Network
 
 pytestmark = pytest.mark.numeric
 
@@ -22,7 +22,7 @@ def planted(channels=12, informative=4):
     weight = torch.zeros(2, channels)
     weight[0, :informative], weight[1, :informative] = 3.0, -3.0
     linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(2))
-    stages = {"z": nn.Identity(), "pool": pooled(), "logits": linear}
+    stages = {"z": nn.Identity(), "pool": GlobalAverage(), "logits": linear}
     return Network(stages, split="z", full_channels=channels, representation="pool", hidden=())
 
 

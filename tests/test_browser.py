@@ -47,7 +47,8 @@ return [...document.querySelectorAll('main figure:has(img)')].filter(each => {
 }).map(each => each.outerHTML.slice(0, 80));
 """
 ROWS = """
-return [...document.querySelectorAll('.claims tbody tr')].filter(each => each.checkVisibility()).map(each => each.innerText);
+return [...document.querySelectorAll('.claims tbody tr')]
+  .filter(each => each.checkVisibility()).map(each => each.innerText);
 """
 
 

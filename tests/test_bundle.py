@@ -25,7 +25,8 @@ stages:
   networks:
     foreach: [first, second]
     do:
-      cmd: mkdir -p data/networks/${item}/model && cat data/datasets/used source.txt > data/networks/${item}/model/card.json
+      cmd: mkdir -p data/networks/${item}/model
+        && cat data/datasets/used source.txt > data/networks/${item}/model/card.json
         && echo weights > data/networks/${item}/model/tensors.safetensors
       deps: [data/datasets/used, source.txt]
       outs: ["data/networks/${item}"]

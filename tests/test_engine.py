@@ -261,7 +261,7 @@ def test_only_what_is_forced_runs_again(project):
 
 @pytest.fixture
 def scheduler(project):
-    """A Dask scheduler and two workers of one class each, as processes of this machine; the path of its scheduler file."""
+    """A Dask scheduler and two workers of one class each, as local processes; the path of its scheduler file."""
     file, pool = project / "scheduler.json", []
     here = ["--host", "127.0.0.1", "--no-dashboard"]
     pool.append(

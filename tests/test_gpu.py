@@ -1,4 +1,4 @@
-"""The same results on a GPU as on a CPU, in float32 without TF32 where they are compared; and no wait inside a training epoch."""
+"""The same results on a GPU as on a CPU, compared in float32 without TF32; and no wait inside a training epoch."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Whatever is brought, every attack, evaluation, distillation and construction takes it alike or refuses it in one line."""
+"""Whatever comes, every attack, evaluation, distillation and construction takes it alike or refuses it in one line."""
 
 import copy
 import warnings
@@ -267,7 +267,7 @@ def test_an_attack_that_ends_in_nan_does_not_say_that_it_found_nothing(attack):
 
 
 class Gap(nn.Module):
-    """Class 0 of a grey below 0.62; between there and 0.68, which steps cross, the `logits` are NaN, or their `gradient` is."""
+    """Class 0 of a grey below 0.62; from there to 0.68, which steps cross, the `logits` or their `gradient` are NaN."""
 
     def __init__(self, broken):
         super().__init__()

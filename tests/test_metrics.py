@@ -10,7 +10,7 @@ from companion.report import contents
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project whose run has one claim that holds and one that was not run, and a network that is right twice in four times."""
+    """A project whose run has a claim that holds and one that was not run, and a network right twice in four times."""
     root = make_project(tmp_path, monkeypatch)
     (root / "run.yaml").write_text(
         (root / "run.yaml").read_text().replace("{members: {}}", "{members: {plain: {}}}", 1)

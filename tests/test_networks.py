@@ -20,6 +20,7 @@ from robust_features.networks import (
     folded,
     frozen,
 )
+from robust_features.networks.network import GlobalAverage
 from robust_features.training.objectives import Standard
 
 pytestmark = pytest.mark.numeric
@@ -47,6 +48,19 @@ PUBLISHED = [  # parameters for 10 classes, as the architectures' public impleme
     (Victim(kind="shufflenet-v2"), 2_278_604 - 990 * 1025),
     (Victim(kind="resnet50"), 25_557_032 - 990 * 2049 - 40 * 3 * 64),
 ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_average_over_positions_is_torchs_and_so_is_its_gradient(size, layout):
+    features = torch.randn(5, 3, size, size, generator=Generator().manual_seed(0)).contiguous(memory_format=layout)
+    found = []
+    for pool in (GlobalAverage(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
+        given = features.detach().requires_grad_()
+        pooled = pool(given)
+        pooled.square().sum().backward()
+        found.append((pooled.detach(), given.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("settings", NARROW, ids=lambda s: s.kind)

@@ -1,4 +1,4 @@
-"""What was not run and what papers contradict, on the contents page; and the papers themselves, cited alike everywhere."""
+"""What was not run and what papers contradict, on the contents page; and the papers, cited alike everywhere."""
 
 import json
 

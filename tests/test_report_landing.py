@@ -140,6 +140,7 @@ def test_single_sections_that_were_published_count_without_contents_to_link_to(p
 def test_a_scale_that_run_yaml_is_not_of_has_the_settings_that_params_yaml_gives_it(project, monkeypatch, kind, images):
     keep(project, 90, 50, place="photographs")
     data = {"some": {"kind": kind}}
+    monkeypatch.setattr("companion.report.scales.written", dict)
     monkeypatch.setattr("companion.report.scales.resolve", lambda text, name: {"scale": name, "datasets": data})
     assert [scale.images for scale in scales()] == [images]
 
@@ -167,8 +168,8 @@ def test_an_effect_is_drawn_where_it_is():
 @pytest.mark.parametrize("random, tail", [(96, "largely the label"), (20, "")])
 def test_the_picture_says_what_the_index_was_told_and_what_it_repeats(project, random, tail):
     page = keep(project, 90, 50)
-    record = "kim-index-records-the-label: {paper: 'ours, on Kim et al. 2021', place: T, artefact: kim-given-label, claim: C, "
-    record += "rule: {above: 50, where: {given: [random], features: [R]}}}\n"
+    record = "kim-index-records-the-label: {paper: 'ours, on Kim et al. 2021', place: T, artefact: kim-given-label, "
+    record += "claim: C, rule: {above: 50, where: {given: [random], features: [R]}}}\n"
     (project / "claims.yaml").write_text((project / "claims.yaml").read_text() + record)
     rows = [
         f"digits,vgg16,{given},R,{value},{value - 2},{value + 2},200"

@@ -36,7 +36,8 @@ networks:
     members: {a: {}, b: {regulariser: rob, mask: paper}, plain: {objective: {kind: standard}}}
     each: {network.width: {c: 2}}
     attacks: {table: table, names: [pgd, cw], change: {cw: {c: 10}}}
-  mine/other: {like: mine/main, recipe: narrow, base: {dataset: digits}, members: {b: {regulariser: {alpha: 3}}, plain: null}}
+  mine/other:
+    {like: mine/main, recipe: narrow, base: {dataset: digits}, members: {b: {regulariser: {alpha: 3}}, plain: null}}
 constructed: {mine/made: {dataset: photos}}
 transfers: {mine/main: {dataset: photos, attacks: {table: table, names: [far]}}}
 scales:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass
 class RowAdam:
-    """Adam (Kingma and Ba 2015, Algorithm 1) with its default decay rates, elementwise: rows do not influence one another.
+    """Adam (Kingma and Ba 2015, Algorithm 1) with its default decay rates, elementwise: no row influences another.
 
-    torch.optim.Adam does the same, but constructing it imports torch's compiler, which takes longer than many of the searches here.
+    torch.optim.Adam does the same, but making one imports torch's compiler, which takes longer than many searches here.
     """
 
     value: Tensor

@@ -13,7 +13,7 @@ from robust_features.settings import UserError, Whole, settings
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images: uint8 (N, 3, H, W), and int64 (N,) that index `classes`; `notes` say what a reader should know."""
+    """Labelled images: uint8 (N, 3, H, W) and int64 (N,) that index `classes`; `notes` say what readers should know."""
 
     images: Tensor
     labels: Tensor

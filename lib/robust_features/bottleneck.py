@@ -1,4 +1,4 @@
-"""The Information Bottleneck of Kim et al. 2021, Sec. 2: how much noise each channel tolerates, and what follows for each."""
+"""The Information Bottleneck (Kim et al. 2021, Sec. 2): how much noise a channel tolerates, and what follows for it."""
 
 import math
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def distil(
     generator: Generator | Tensor,
     at: str | None = None,
 ) -> Distillation:
-    """Find σ of (N, C, h, w) features at stage `at` by minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
+    """Find σ of (N, C, h, w) features at stage `at`, minimising CE of f_l+(Z + σ·ε) plus β times the information loss.
 
     Losses are summed over images, so that no image's σ depends on its batch. Raises ValueError for features of one
     position, which have no variance, for features that are not (N, C, h, w), and for what `inputs` refuses.
@@ -73,8 +73,8 @@ def distil(
     >>> from robust_features.networks import VGG16, build
     >>> network, images = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(2, 3, 32, 32)
     >>> z, hardware = network.eval().features(images), choose(HardwareSettings(device="cpu"))
-    >>> settings = Bottleneck(steps=5)
-    >>> found = distil(network, z, torch.tensor([3, 8]), settings, hardware=hardware, generator=Generator().manual_seed(0))
+    >>> settings, draws = Bottleneck(steps=5), Generator().manual_seed(0)
+    >>> found = distil(network, z, torch.tensor([3, 8]), settings, hardware=hardware, generator=draws)
     >>> found.sigma.shape, found.robust.dtype
     (torch.Size([2, 32]), torch.bool)
     >>> robust, nonrobust = found.split(z)
@@ -105,7 +105,7 @@ def distil(
 
 
 def information_loss(variance: Tensor, sigma: Tensor) -> Tensor:
-    """(N,) mean over channels of D_KL[N(z, σ_z²) ‖ N(z, σ²)], in nats (Eq. 4, with the authors' mean for the paper's sum).
+    """(N,) mean over channels of D_KL[N(z, σ_z²) ‖ N(z, σ²)], in nats (Eq. 4, the authors' mean for the paper's sum).
 
     >>> information_loss(variance=torch.tensor([[1.0, 4.0]]), sigma=torch.tensor([[1.0, 2.0]]))
     tensor([0.])

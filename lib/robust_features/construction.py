@@ -1,7 +1,7 @@
-"""Datasets that a network makes of a dataset: robustified images, and images labelled with the class they were moved to.
+"""Datasets that a network makes of a dataset: robustified images, and images labelled with the class they are moved to.
 
-A new one: its class with `plan`, `labelled`, `outputs`, `goal`, `distance`, `move`, `reached`, `check`, and its place in
-`Construction`.
+A new one: its class with `plan`, `labelled`, `outputs`, `goal`, `distance`, `move`, `reached`, `check`, and its place
+in `Construction`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,10 @@ MEASURES = ("began", "l2", "before", "after", "reached")
 
 @dataclass(frozen=True)
 class Constructed:
-    """New images with their labels; of each, where it began and how far it came. All on the CPU, as the uint8 images are stored."""
+    """New images with their labels; of each, where it began and how far it came.
+
+    All are on the CPU, as the uint8 images are stored.
+    """
 
     images: ImageSet
     began: Tensor  # (N,) int64, index of the image it began from
@@ -41,10 +44,11 @@ class Constructed:
 
 @settings
 class Robustified:
-    """From a random other image x₀, min ‖rep(x_r) − rep(x)‖₂ by steps of one L2 length in the pixel range; labelled as x.
+    """From a random other image x₀, min ‖rep(x_r) − rep(x)‖₂ by equal L2 steps in the pixel range; labelled as x.
 
-    D_R and D_NR (Ilyas et al. 2019, Sec. 3.1) and R_ε (Springer et al. 2021, Sec. 3.3) differ in whose representation it is.
-    `method: lbfgs` is not the papers': it remembers curvature, has no `step_size`, and needs a tenth of the steps or fewer.
+    D_R and D_NR (Ilyas et al. 2019, Sec. 3.1) and R_ε (Springer et al. 2021, Sec. 3.3) differ in whose representation
+    it is. `method: lbfgs` is not the papers': it remembers curvature, has no `step_size`, and needs a tenth of the
+    steps or fewer.
     """
 
     kind: Literal["robustified"] = "robustified"
@@ -87,10 +91,10 @@ class Robustified:
 
 @settings
 class Relabelled:
-    """Targeted adversarial images, labelled with their targets (Ilyas et al. 2019, Sec. 3.2; Springer et al. 2021, Sec. 3.2).
+    """Targeted adversarial images, labelled with targets (Ilyas et al. 2019, Sec. 3.2; Springer et al. 2021, Sec. 3.2).
 
-    `random`: one uniform class each, D_rand. `next`: the class after the true one, D_det and D_neg. `every`: all classes in
-    turn, the true one among them, D_zero of Springer et al.
+    `random`: one uniform class each, D_rand. `next`: the class after the true one, D_det and D_neg. `every`: all
+    classes in turn, the true one among them, D_zero of Springer et al.
     """
 
     kind: Literal["relabelled"] = "relabelled"
@@ -139,7 +143,7 @@ class Relabelled:
 class Null(Relabelled):
     """A null control of `Relabelled`, which must teach nothing: images that do not carry what their labels name (ours).
 
-    `noise`: each is moved by epsilon in a random direction. `shuffled`: moved to its target, and given another one's label.
+    `noise`: each is moved by epsilon in a random direction. `shuffled`: moved to its target, and given another's label.
     """
 
     kind: Literal["null"] = "null"
@@ -174,9 +178,10 @@ def construct(
     once: Once = lambda first, make: make(),
     report: Callable[[str], None] | None = None,
 ) -> Constructed:
-    """Images and labels as `how` says, the same whatever the batch size. `once` may keep what was made of the batch at `first`.
+    """Images and labels as `how` says, the same whatever the batch size.
 
-    Raises ValueError for what `inputs` refuses, such as a network that gives NaN.
+    `once` may keep what was made of the batch at `first`. Raises ValueError for what `inputs` refuses, such as a
+    network that gives NaN.
     """
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     began, labels = how.plan(images, seed)

@@ -1,4 +1,4 @@
-"""How much two sets of variables depend on each other: the Hilbert-Schmidt Independence Criterion (Gretton et al. 2005)."""
+"""How much sets of variables depend on each other: the Hilbert-Schmidt Independence Criterion (Gretton et al. 2005)."""
 
 from typing import Literal
 
@@ -112,7 +112,7 @@ class HSIC:
         return gaussian_kernel(x.flatten(2).transpose(0, 1), self.bandwidth)
 
     def by_channel(self, features: Tensor, kernels: Tensor) -> Tensor:
-        """(R, C): the dependence of every channel of (N, C, …) features on each of (R, N, N) kernels; without gradients."""
+        """(R, C) dependence of every channel of (N, C, …) features on each of (R, N, N) kernels; without gradients."""
 
         def some(start: int) -> Tensor:
             with torch.no_grad():  # which every thread must set for itself

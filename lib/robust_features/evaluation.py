@@ -17,7 +17,7 @@ from robust_features.statistics import Interval, wilson
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, the first ones only."""
+    """One attack on every image: predictions and perturbation norms, each (N,) on the CPU; images, only the first."""
 
     predictions: Tensor
     l2: Tensor
@@ -39,9 +39,9 @@ def attack_all(
 ) -> Attacked:
     """Attack every image in eval mode, batch norms folded; image i sees the same noise whatever the batch size.
 
-    Memory is bounded by the batch (on a CPU: by one per thread), and by the first `images_kept` adversarial images, which are kept.
-    Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what `inputs` refuses, such as
-    a network that gives NaN; for an empty set the result is empty.
+    Memory is bounded by the batch (on a CPU: by one per thread), and by the first `images_kept` adversarial images,
+    which are kept. Predictions and norms are float32, whatever the attack was crafted in. Raises ValueError for what
+    `inputs` refuses, such as a network that gives NaN; for an empty set the result is empty.
     """
     network = hardware.place(folded(network, as_float(images.images[:COMPARED])))
     precision = crafted_in(attack, network, hardware)
@@ -68,7 +68,7 @@ def attack_all(
 def crafted_in(attack: Attack, network: Network, hardware: Hardware) -> Precision:
     """The precision in which an attack runs the network: fp32 if it decides by the outputs which image it returns.
 
-    An image that stops because it is fooled in bfloat16 may not really be fooled: the attack would look weaker than it is.
+    An image that stops, fooled in bfloat16, may not really be fooled: the attack would look weaker than it is.
     """
     match attack:
         case PGD(until="end", restarts=1) | NIFGSM():
@@ -82,7 +82,7 @@ def accuracy_of(predictions: Tensor, labels: Tensor) -> Interval:
 
 
 def predict(network: Network, images: Tensor, *, hardware: Hardware) -> Tensor:
-    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError for what `inputs` refuses."""
+    """(N, K) float32 logits on the CPU of (N, C, H, W) images in [0, 1]. Raises ValueError as `inputs` does."""
     return _outputs(network, inputs.pixels, network, images, hardware)
 
 

@@ -25,8 +25,8 @@ class Learned:
 def learn(variances: Tensor, epsilon: float) -> Learned:
     """Σ_r = Σ/2 + 1/λ + sqrt(Σ/λ + Σ²/4), where λ makes the worst δ cost ε (Ilyas et al. 2019, Theorem 2).
 
-    The worst δ is (λ Σ_r − 1)⁻¹ (x − y μ); at the optimum its mean square is Σ_i 1 / (λ² σ_i), σ the eigenvalues of Σ_r, which
-    falls as λ grows. Raises ValueError for a negative ε or variances that are not positive.
+    The worst δ is (λ Σ_r − 1)⁻¹ (x − y μ); at the optimum its mean square is Σ_i 1 / (λ² σ_i), σ the eigenvalues of
+    Σ_r, which falls as λ grows. Raises ValueError for a negative ε or variances that are not positive.
 
     >>> learn(torch.tensor([4.0, 0.16]), epsilon=1.0).variances.round(decimals=2)
     tensor([6.0700, 1.6500], dtype=torch.float64)
@@ -52,13 +52,13 @@ def robust_variances(variances: Tensor, multiplier: Tensor) -> Tensor:
 
 
 def accuracy(mean: Tensor, variances: Tensor, learned: Tensor, radius: float = 0.0) -> float:
-    """Accuracy (percent) of the classifier sign(μᵀ Σ_r⁻¹ x) on the true distribution, every x moved by up to `radius` in L2."""
+    """Accuracy (percent) of sign(μᵀ Σ_r⁻¹ x) on the true distribution, every x moved by up to `radius` in L2."""
     weight = mean.double() / learned.double()
     reach = mean.double() @ weight - radius * weight.norm()
     return 100 * NORMAL.cdf(reach / (weight.square() @ variances.double()).sqrt()).item()
 
 
 def alignment(mean: Tensor, learned: Tensor) -> float:
-    """Cosine between the loss's gradient with respect to x, which is along Σ_r⁻¹ μ, and the line μ between the classes."""
+    """Cosine between the loss's gradient with respect to x, along Σ_r⁻¹ μ, and the line μ between the classes."""
     mean = mean.double()
     return torch.cosine_similarity(mean / learned.double(), mean, dim=0).item()

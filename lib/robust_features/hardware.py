@@ -24,11 +24,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
 @settings
 class HardwareSettings:
-    """`auto` takes a CUDA device where there is one, and bfloat16 where the processor multiplies its matrices in hardware.
+    """`auto` takes a CUDA device if there is one, and bfloat16 where the processor multiplies its matrices in hardware.
 
     On a GPU, convolutions of float32 are PyTorch's: in TF32, which keeps 10 of 23 bits of what is multiplied.
     Only a network's training, and attacks that follow the gradient to the end, are ever in bfloat16.
-    `threads` limits the CPU threads: narrow networks are too small to be shared, and threads that wait for each other are slower.
+    `threads` limits the CPU threads: narrow networks are too small to be shared, and waiting for each other is slower.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -38,7 +38,7 @@ class HardwareSettings:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where tensors live, and the precision networks are trained and attacked in; predictions, losses, σ and norms are float32."""
+    """Where tensors live, and the precision of training and attacks; predictions, losses, σ and norms are float32."""
 
     device: torch.device
     precision: Literal["auto", "fp32", "bf16"]
@@ -53,10 +53,10 @@ class Hardware:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def precision_of(self, network: nn.Module) -> Precision:
-        """The precision this network is trained and attacked in: `auto` is bf16 if there are matrix units and it gains by them.
+        """The precision to train and attack this network in: `auto` is bf16 if there are matrix units that it gains by.
 
-        On one thread of an Intel with AMX it takes 0.9 of float32's time for a VGG-16 of width 1/16, 0.7 for 1/8, 0.5 for
-        1/4, and 0.7 for narrow WideResNets and DenseNets, but 1.2 to 1.8 where convolutions are depthwise.
+        On one thread of an Intel with AMX it takes 0.9 of float32's time for a VGG-16 of width 1/16, 0.7 for 1/8, 0.5
+        for 1/4, and 0.7 for narrow WideResNets and DenseNets, but 1.2 to 1.8 where convolutions are depthwise.
         """
         if self.precision != "auto":
             return self.precision
@@ -70,11 +70,12 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def recorded(self, function: Callable[..., Tensor], *, keeps: Iterable[Tensor] = ()) -> Callable[..., Tensor]:
-        """A function of tensors that a GPU runs as a whole, where launching its operations one by one would take longer.
+        """A function of tensors that a GPU runs as a whole, where launching its operations one by one takes longer.
 
-        It must not wait for the device, and whatever other tensors it reads or writes must stay where they are; those that it
-        changes by being called are to be named, as `keeps`. A result lasts until the next call. On a CPU it is the function
-        itself. PGD-10 training of a VGG-16 on an H200, batches of 128: 14 ms each, 45 ms one operation after the other.
+        It must not wait for the device, and whatever other tensors it reads or writes must stay where they are; those
+        that it changes by being called are to be named, as `keeps`. A result lasts until the next call. On a CPU it is
+        the function itself. PGD-10 training of a VGG-16 on an H200, batches of 128: 14 ms each, 45 ms one operation
+        after the other.
         """
         return _Recorded(function, keeps) if self.device.type == "cuda" else function
 
@@ -144,7 +145,7 @@ def _matrix_units() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep up to 1 GiB that tensors free: giving it back and getting it again took a fifth of an attack's time."""
+    """Have glibc keep up to 1 GiB that tensors free: returning it and asking again took a fifth of an attack's time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
@@ -158,7 +159,7 @@ def side_by_side(
     *,
     report: Callable[[str], None] | None = None,
 ) -> list[T]:
-    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: they need not wait for one another.
+    """[function(start) …]; on a CPU as many at once as there are threads, one thread each: none waits for another.
 
     `report` is given a line with the time left, about twice a minute.
     """

@@ -20,11 +20,11 @@ ROUNDING = 1e-6  # images outside of [0, 1] by no more, as after resizing, are c
 def attack(
     self: Any, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor | None = None
 ) -> Tensor:
-    """Adversarial images, (N, C, H, W) in [0, 1], of images in [0, 1] and their labels, (N,): `perturb` says what they are.
+    """Adversarial images, (N, C, H, W) in [0, 1], of images in [0, 1] and (N,) labels: `perturb` says what they are.
 
-    Without a `generator` the draws are those of the seed 0, the same in every call. float32 and float64 images come back as
-    such. Raises ValueError, in one line, for invalid images or
-    labels, a network on another device or of 16 bits, and one that gives NaN; warns if it gives probabilities, not logits.
+    Without a `generator` the draws are those of the seed 0, the same in every call. float32 and float64 images come
+    back as such. Raises ValueError, in one line, for invalid images or labels, a network on another device or of 16
+    bits, and one that gives NaN; warns if it gives probabilities, not logits.
     """
     with gradients():
         x = pixels(model, images)
@@ -47,7 +47,7 @@ def gradients() -> Iterator[None]:
 
 
 def pixels(network: Any, images: Tensor) -> Tensor:
-    """(N, C, H, W) images in [0, 1], in the network's precision. Raises ValueError if they are not, or are on another device."""
+    """(N, C, H, W) images in [0, 1], in the network's precision. Raises ValueError for others and another device."""
     images = numbers(network, images, "images")
     if images.ndim != 4:
         hint = ": one image is images[None]" if images.ndim == 3 else ""
@@ -64,7 +64,10 @@ def pixels(network: Any, images: Tensor) -> Tensor:
 
 
 def numbers(network: Any, values: Tensor, name: str = "features") -> Tensor:
-    """Images or features without graph, in the network's precision. Raises ValueError for 16 bits, integers, another device."""
+    """Images or features without graph, in the network's precision.
+
+    Raises ValueError for 16 bits, for integers and for another device.
+    """
     if not isinstance(values, Tensor):
         raise ValueError(f"{name} must be a tensor, found {type(values).__name__}")
     weights = network.parameters() if isinstance(network, nn.Module) else ()
@@ -112,14 +115,14 @@ def logits(found: Tensor, labels: Tensor) -> None:
         )
     if probable:
         warnings.warn(
-            "the network gives probabilities, not logits: their gradients vanish where it is sure, and of AutoAttack the "
-            "DLR loss and FAB are void; leave its softmax out",
+            "the network gives probabilities, not logits: their gradients vanish where it is sure, and of AutoAttack "
+            "the DLR loss and FAB are void; leave its softmax out",
             stacklevel=2,
         )
 
 
 def finite(outputs: Tensor, what: str = "the network gives") -> Tensor:
-    """The outputs, (N, …). Raises ValueError if one is NaN or infinite: NaN's argmax is class 0, which may be the label."""
+    """(N, …) outputs. Raises ValueError if one is NaN or infinite: NaN's argmax is class 0, which may be the label."""
     bad = ~outputs.flatten(1).isfinite().all(1)
     if bad.any():
         word = "NaN" if outputs.isnan().any() else "infinity"
@@ -141,12 +144,12 @@ class _Watched:
         self.last = torch.zeros(0, 2)
 
     def finite_on_the_way(self) -> None:
-        """Raise ValueError if a pass gave NaN or infinity: no step leads on from there, and the image would pass for robust."""
+        """Raise ValueError if a pass gave NaN or infinity: no step leads on, and the image would pass for robust."""
         for word, passes in self._broken.items():
             if passes:
                 raise ValueError(
-                    f"the network's {word} were NaN or infinite in {int(passes)} of the attack's passes, though not in the "
-                    "first: are they finite wherever images are in [0, 1]?"
+                    f"the network's {word} were NaN or infinite in {int(passes)} of the attack's passes, though not in "
+                    "the first: are they finite wherever images are in [0, 1]?"
                 )
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Limited-memory BFGS (Nocedal 1980) for a batch of images, each with a curvature of its own; torch.optim.LBFGS has one for all."""
+"""Limited-memory BFGS (Nocedal 1980) for a batch of images, a curvature for each; torch.optim.LBFGS has one for all."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def _direction(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Te
 def _scale(gradient: Tensor, objective: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """The inverse Hessian where nothing is known about it: a factor for each image, (N,).
 
-    Polyak's 2f / ‖g‖² (1987), which is long; once there is a pair, its geometric mean with the usual s·y / ‖y‖², which is short.
+    Polyak's long 2f / ‖g‖² (1987); once there is a pair, its geometric mean with the usual short s·y / ‖y‖².
     """
     long = 2 * objective / dot(gradient, gradient).clamp_min(TINY)
     if not pairs:

@@ -55,8 +55,8 @@ def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], *, draw: int | Ten
 def _mix(x: Tensor) -> Tensor:
     """A bijection of int32 in which every input bit flips every output bit half of the time (Mueller's hash).
 
-    Products wrap modulo 2³²; shifts keep the sign, whose copies are masked out. Processors multiply twice as many and more
-    integers of 32 bits at once than of 64.
+    Products wrap modulo 2³²; shifts keep the sign, whose copies are masked out. Processors multiply twice as many and
+    more integers of 32 bits at once than of 64.
     """
     x = (x ^ (x >> 16 & 0xFFFF)) * 0x45D9F3B
     x = (x ^ (x >> 16 & 0xFFFF)) * 0x45D9F3B

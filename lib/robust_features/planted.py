@@ -1,7 +1,7 @@
 """Worlds in which it is known what is robust, brittle and useless, so that what a method finds there can be scored.
 
-`World` makes images of Springer et al.'s types A, B and C (2021, Fig. 1), `Channels` a layer with a head that reads some of
-its channels at a high gain, some at a low one and some not at all.
+`World` makes images of Springer et al.'s types A, B and C (2021, Fig. 1), `Channels` a layer with a head that reads
+some of its channels at a high gain, some at a low one and some not at all.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from robust_features.batches import ImageSet
 from robust_features.bottleneck import Distillation
 from robust_features.networks import Network
-from robust_features.networks.network import pooled
+from robust_features.networks.network import GlobalAverage
 from robust_features.regularisers import lowest
 from robust_features.settings import Count, NonNegative, Positive, Share, settings
 
@@ -24,7 +24,7 @@ SIZE, BODY, CELL = 12, 9, 3  # pixels: of an image's side, of the body's height,
 
 @dataclass(frozen=True)
 class Patterns:
-    """What each class looks like, each (4, 3, 12, 12) with pixels of −1, 0 and 1, or of mean square 1 where it is not 0."""
+    """How each class looks, each (4, 3, 12, 12) with pixels of −1, 0 and 1, or of mean square 1 where it is not 0."""
 
     body: Tensor  # A: 33 cells of 3 × 3 pixels, half of the classes bright and half dark in each
     nose: Tensor  # B: three more cells, in the middle of the body
@@ -33,10 +33,10 @@ class Patterns:
 
 @settings
 class World:
-    """Images of four classes: a large noisy pattern A, a small clean one B that is a part of it, and a texture C beside it.
+    """Images of four classes: a large noisy pattern A, a small clean one B, a part of it, and a texture C beside it.
 
-    An image's class is seen in A, whose cells have noise that hides it in some images, and in B and C, which are clean but
-    show a random class in a share of images. C is bright or dark at random, so that no linear feature sees it.
+    An image's class is seen in A, whose cells have noise that hides it in some images, and in B and C, which are clean
+    but show a random class in a share of images. C is bright or dark at random, so that no linear feature sees it.
     """
 
     body: NonNegative = 0.06  # amplitudes, pixels in [0, 1] around 0.5
@@ -102,9 +102,9 @@ def readings(known: Patterns, images: Tensor) -> Tensor:
 class Channels:
     """A layer of robust, brittle and irrelevant channels, as many of each, and a head that averages and reads them.
 
-    A robust channel of a class is on in its images, and read at gain 1; a brittle one is `small` times as large, in signal
-    and in noise, and read at a gain of 1 / small: both say as much, but one unit of noise harms the latter 1 / small times
-    as much. An irrelevant one is on at random, and not read.
+    A robust channel of a class is on in its images, and read at gain 1; a brittle one is `small` times as large, in
+    signal and in noise, and read at a gain of 1 / small: both say as much, but one unit of noise harms the latter
+    1 / small times as much. An irrelevant one is on at random, and not read.
     """
 
     each: Count = 16  # channels of each kind
@@ -125,7 +125,7 @@ class Channels:
         read = (torch.arange(3 * self.each) % CLASSES == torch.arange(CLASSES)[:, None]) & (self.kinds < 2)
         linear.weight = nn.Parameter(read / scale)
         linear.bias = nn.Parameter(torch.zeros(CLASSES))
-        stages = {"z": nn.Identity(), "pool": pooled(), "logits": linear}
+        stages = {"z": nn.Identity(), "pool": GlobalAverage(), "logits": linear}
         return Network(
             stages, split="z", full_channels=3 * self.each, representation="pool", hidden=()
         ).eval()  # full_channels: β as it is stated
@@ -184,7 +184,7 @@ def ranked(scores: Tensor, wanted: Tensor) -> float:
 
 
 def precision_recall(found: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Shares (of found that are wanted, of wanted that are found) of (…, n) booleans; the first is NaN if none is found.
+    """Shares (of found that are wanted, of wanted that are found) of (…, n) booleans; the first NaN if none is found.
 
     >>> precision_recall(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
     (0.5, 1.0)

@@ -25,7 +25,7 @@ INVERTED = Robustified(method="lbfgs", steps=16)
 
 @settings
 class Study:
-    """Sizes and durations: sources learn from images of their own, and datasets are made from others that they never saw."""
+    """Sizes and durations: sources learn from images of their own, and datasets are made from others they never saw."""
 
     world: World = World()
     epsilon: Positive = 0.3  # L2: of robust training, of constructions, of the attack
@@ -61,13 +61,13 @@ TAUGHT = ("d-r", "d-nr", "d-rand", "d-det", "shuffled", "noise-rand", "noise-det
 
 
 def recover(study: Study, parts: str, *, seed: int, hardware: Hardware, taught: tuple[str, ...] = TAUGHT) -> Recovery:
-    """A world of these parts, its `standard` and its `robust` source, and a network taught by each dataset made with them.
+    """A world of these parts, its `standard` and `robust` source, and a network taught by each dataset made with them.
 
-    d-r and d-nr are robustified by either source; d-rand and d-det, which Springer et al. call D_zero (with one target an
-    image) and D_neg, are relabelled by the standard one. Null controls: `shuffled` is d-rand with its labels in another
-    order, noise-rand and noise-det have random perturbations of the same sizes instead of d-rand's and d-det's.
-    Tests: images of all parts and of each alone; `R`, made of test images as d-r is of others; and R with its texture, or
-    with all but its texture, as it was in the images that it started from.
+    d-r and d-nr are robustified by either source; d-rand and d-det, which Springer et al. call D_zero (with one target
+    an image) and D_neg, are relabelled by the standard one. Null controls: `shuffled` is d-rand with its labels in
+    another order, noise-rand and noise-det have random perturbations of the same sizes instead of d-rand's and d-det's.
+    Tests: images of all parts and of each alone; `R`, made of test images as d-r is of others; and R with its texture,
+    or with all but its texture, as it was in the images that it started from.
     """
     known, draw, options = patterns(seed), study.world.draw, dict(hardware=hardware, seed=seed)
     networks = {}
@@ -116,8 +116,8 @@ def course(
 ) -> list[dict[str, str | int | float]]:
     """How much the hidden layer depends on images and labels before training and after every epoch, by each estimate.
 
-    One row per epoch, estimate and side: HSIC of the first `batch` test images, divided by the root of the product of the two
-    kernels' own, so that 1 is the maximum and the size of the layer's outputs does not matter.
+    One row per epoch, estimate and side: HSIC of the first `batch` test images, divided by the root of the product of
+    the two kernels' own, so that 1 is the maximum and the size of the layer's outputs does not matter.
     """
     x, y, rows = as_float(tests.images[:batch]), tests.labels[:batch], []
 
@@ -143,7 +143,7 @@ def fit(
     regulariser: IBRAR | None = None,
     watch: Callable[[int, Network], None] = lambda epoch, learner: None,
 ) -> Network:
-    """A network trained with Adam, in batches of 100, in eval mode; `watch` is called before training and after every epoch."""
+    """A network trained by Adam in batches of 100, in eval mode; `watch` runs before training and after each epoch."""
     learner, draws = network(seed), Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
     x, y = as_float(images.images), images.labels

@@ -1,6 +1,6 @@
-"""What is added to any objective: information-bottleneck terms on the passes it made, and masks of channels (Xu et al. 2022).
+"""What is added to any objective: information-bottleneck terms on its passes, and masks of channels (Xu et al. 2022).
 
-A new one needs a class with `problem` and `__call__(network, passes, images, labels) → scalar`, and a place in `Regulariser`.
+A new one: a class with `problem` and `__call__(network, passes, images, labels) → scalar`, a place in `Regulariser`.
 """
 
 from typing import Annotated, Literal
@@ -21,10 +21,10 @@ Passes = tuple[dict[str, Tensor], ...]
 
 @settings
 class IBRAR:
-    """α Σ_l I(X, T_l) − β Σ_l I(Y, T_l) over `layers` (Xu et al. 2022, Eqs. 1 and 2), I estimated by HSIC over the batch.
+    """α Σ_l I(X, T_l) − β Σ_l I(Y, T_l) over `layers` (Xu et al. 2022, Eqs. 1, 2), I estimated by HSIC over the batch.
 
-    T_l is taken from the attacked images, or, for objectives with two passes, from both. X are the clean images, or, with
-    `of: given`, the images of each pass, X + δ. With every layer and weights 0.006 and 0.05 this is HBaR (Wang et al. 2021).
+    T_l is taken from the attacked images, or, for objectives with two passes, from both. X are the clean images, or,
+    with `of: given`, those of each pass, X + δ. Every layer with weights 0.006 and 0.05 is HBaR (Wang et al. 2021).
 
     >>> from robust_features.networks import VGG16, build
     >>> network, images, labels = build(VGG16(width=1 / 16), 10, seed=0), torch.rand(8, 3, 32, 32), torch.arange(8)
@@ -96,7 +96,7 @@ Regulariser = Annotated[IBRAR | VIB, Field(discriminator="kind")]
 
 @settings
 class PersistentMask:
-    """The `fraction` of channels with the least I(f_c, Y) is removed, in training, attacks and tests (Xu et al. 2022, Eq. 3).
+    """The `fraction` of channels of least I(f_c, Y) is removed, in training, attacks and tests (Xu et al. 2022, Eq. 3).
 
     They are chosen anew before every epoch but the first, from `images` training images, `batch` at a time.
     """
@@ -130,8 +130,11 @@ class PersistentMask:
 
 @settings
 class BatchMask:
-    """What the code of Xu et al. 2022 does: on every tenth batch of an epoch, for that batch and never in tests, the channels
-    with the least I(f_c, Y) and those with the most I(f_c, X) are removed: 10 and 10 of 512 (ResNet-18: 20 and 20)."""
+    """What the code of Xu et al. 2022 does: a mask on every tenth batch of an epoch, for that batch and never in tests.
+
+    The channels with the least I(f_c, Y) and those with the most I(f_c, X) are removed: 10 and 10 of 512
+    (ResNet-18: 20 and 20).
+    """
 
     kind: Literal["every-10"] = "every-10"
     every: Count = 10
@@ -164,7 +167,7 @@ Mask = Annotated[PersistentMask | BatchMask, Field(discriminator="kind")]
 
 
 def channel_scores(network: Network, images: Tensor, labels: Tensor, hsic: HSIC) -> dict[str, Tensor]:
-    """(C,) dependence of every channel of the last convolution on the `labels` and on the `images` (Xu et al. 2022, Eq. 3).
+    """(C,) dependence of every channel of the last convolution on `labels` and on `images` (Xu et al. 2022, Eq. 3).
 
     f_c is what the rest of the network sees of a channel: after its ReLU, and nothing if it is masked. In eval mode.
     """

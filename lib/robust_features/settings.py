@@ -61,7 +61,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def _number(value: object) -> object:
-    """What a float is read from: "8/255" and numbers in quotes too, but not a boolean, which Python would take for 0 or 1."""
+    """What a float is read from: "8/255" and numbers in quotes too, but no boolean, which Python takes for 0 or 1."""
     if not isinstance(value, str):
         return no_boolean(value)
     try:

@@ -32,7 +32,7 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def of_runs(found: Sequence[Interval]) -> Interval:
-    """The mean of several seeds' runs, with an interval over seeds; for one run its own, whose interval is over its images."""
+    """The mean of several seeds' runs, with an interval over seeds; for one run its own, the interval over images."""
     return found[0] if len(found) == 1 else over_seeds([run.value for run in found])
 
 

@@ -1,8 +1,8 @@
-"""What a feature is worth: useful, robustly useful, non-robust (Ilyas et al. 2019, Sec. 2; Springer et al. 2021, Sec. 2).
+"""A feature's worth: useful, robustly useful, non-robust (Ilyas et al. 2019, Sec. 2; Springer et al. 2021, Sec. 2).
 
-A feature f maps an image to a number. Both papers define it for two classes, y = ±1, and f of mean 0 and variance 1. With
-more classes, each makes a task of its own: y_k = 1 for class k and −1 for all others, half of the weight on either side. f
-is standardised under that weight, so that E[y_k f] is its correlation with y_k. −f is a feature wherever f is one.
+A feature f maps an image to a number. Both papers define it for two classes, y = ±1, and f of mean 0 and variance 1.
+With more classes, each makes a task of its own: y_k = 1 for class k and −1 for all others, half the weight on either
+side. f is standardised under that weight, so E[y_k f] is its correlation with y_k. −f is a feature wherever f is one.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Type = Literal["A", "B", "C", "not useful"]
 
 @dataclass(frozen=True)
 class Units:
-    """Some units of a network's penultimate layer, as features: what Springer et al. 2021, Sec. 2, call its features."""
+    """Some units of a network's penultimate layer: what Springer et al. 2021, Sec. 2, call its features."""
 
     network: Network
     chosen: Tensor  # (d,) int64
@@ -52,7 +52,7 @@ class Worth:
         return ["not useful" if u < rho else "robust" if r >= gamma else "non-robust" for u, r in pairs]
 
     def elsewhere(self, values: Tensor, labels: Tensor, classes: int) -> Tensor:
-        """(d,) E[y f(x)] in [−1, 1] on another sample, (N, d) values and (N,) labels: f standardised there, k and sign kept."""
+        """(d,) E[y f(x)] in [−1, 1] on other (N, d) values and (N,) labels: f standardised there, k and sign kept."""
         return self.sign * usefulness(values, labels, classes)[torch.arange(len(self.best)), self.best]
 
 
@@ -128,7 +128,7 @@ def worth(values: Tensor, low: Tensor, high: Tensor, labels: Tensor, classes: in
 
 
 def signs(labels: Tensor, classes: int) -> Tensor:
-    """(N, K) y_k: 1 where the label is k, −1 elsewhere. Raises ValueError unless every class has images, and not all."""
+    """(N, K) y_k: 1 where the label is k, else −1. Raises ValueError unless every class has images, and not all."""
     signed = 2.0 * torch.nn.functional.one_hot(labels, classes) - 1
     if lacking := [k for k, column in enumerate(signed.T) if column.unique().numel() < 2]:
         raise ValueError(f"usefulness compares a class with the others: class {lacking[0]} has no images, or all")
@@ -136,7 +136,7 @@ def signs(labels: Tensor, classes: int) -> Tensor:
 
 
 def of_linear_gaussian(weight: Tensor, mean: Tensor, covariance: Tensor, ball: Ball) -> tuple[float, float]:
-    """(E[y f], E[min y f(x + δ)]), exactly, of f(x) = wᵀx, standardised, for x ~ N(y μ, Σ) and y = ±1 with equal chance.
+    """(E[y f], E[min y f(x + δ)]), exact, of f(x) = wᵀx, standardised, for x ~ N(y μ, Σ) and y = ±1 with equal chance.
 
     (wᵀμ − ε ‖w‖*) / sqrt(wᵀΣw + (wᵀμ)²), where ‖·‖* is L2 for an L2 ball and L1 for L∞: the worst δ is the same for
     every x. The ball's pixel range is not considered.
@@ -160,7 +160,7 @@ def _weights(signed: Tensor) -> Tensor:
 
 
 def _deviation(values: Tensor, signed: Tensor) -> Tensor:
-    """(d, K) standard deviation of each feature under each class's weights; infinite for a constant, which is worth nothing."""
+    """(d, K) standard deviation of each feature under each class's weights; infinite for a constant, worth nothing."""
     weights, centred = _weights(signed), values - values.mean(0)
     variance = centred.square().T @ weights - (centred.T @ weights).square()
     return variance.clamp_min(0).sqrt().where(variance > 1e-10 * values.square().mean(0)[:, None], torch.inf)

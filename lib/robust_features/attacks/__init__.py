@@ -2,12 +2,12 @@
 
 A new attack needs its class, and a place in `Attack`.
 
-A call checks what it is given (`inputs.attack`) and hands it to the attack's `perturb`, which training, and attacks made
-of attacks, call directly.
+A call checks what it is given (`inputs.attack`) and hands it to the attack's `perturb`, which training, and attacks
+made of attacks, call directly.
 
-Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are set by `networks.frozen`; the last iterate
-is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not. `generator`
-may also be the images' keys (`noise.image_keys`); without one the draws are those of the seed 0.
+Conventions: images in [0, 1]; true labels; eval mode and frozen parameters are set by `networks.frozen`; the last
+iterate is returned unless the attack says which it keeps. *Budget* attacks stay within epsilon, *Minimal* ones do not.
+`generator` may also be the images' keys (`noise.image_keys`); without one the draws are those of the seed 0.
 """
 
 from typing import Annotated

@@ -16,7 +16,7 @@ from robust_features.settings import no_boolean, settings
 
 @settings
 class Adaptive:
-    """PGD that ascends CE ± [α Σ_l I(X, T_l(X + δ)) − β Σ_l I(Y, T_l(X + δ))], all layers, X the clean images. Budget attack.
+    """PGD ascending CE ± [α Σ_l I(X, T_l(X + δ)) − β Σ_l I(Y, T_l(X + δ))], all layers, clean images X. Budget attack.
 
     The bracket is one number for the attacked batch: here, unlike in other attacks, the result depends on the batch.
     `sign` 1 is what the authors run; −1 instead lowers what training lowers.
@@ -35,7 +35,7 @@ class Adaptive:
     __call__ = inputs.attack
 
     def perturb(self, model: Network, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError for a batch of one image."""
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon. Raises ValueError for a batch of one image."""
 
         def loss(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
             shared = self.sign * self.regulariser(model, (outputs,), images, labels, given=(images,))

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020a): projected ascent with momentum, whose step halves for an image where it no longer helps."""
+"""Auto-PGD (Croce and Hein 2020a): projected ascent with momentum; an image's step halves when it no longer helps."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -17,10 +17,10 @@ from robust_features.settings import Count, Pixels, Whole, settings
 
 @settings
 class APGD:
-    """Auto-PGD on the cross-entropy or the difference-of-logits ratio (Croce and Hein 2020a, Alg. 1, Eqs. 6, 7). Budget attack.
+    """Auto-PGD on cross-entropy or difference-of-logits ratio (Croce and Hein 2020a, Alg. 1, Eqs. 6, 7). Budget attack.
 
-    With `targets`, that many runs on the targeted ratio, each towards the next likeliest wrong class. An image stops at its
-    first misclassified iterate; one that is misclassified from the start, or never, is returned unchanged.
+    With `targets`, that many runs on the targeted ratio, each towards the next likeliest wrong class. An image stops at
+    its first misclassified iterate; one that is misclassified from the start, or never, is returned unchanged.
     """
 
     kind: Literal["apgd"] = "apgd"
@@ -34,7 +34,7 @@ class APGD:
     __call__ = inputs.attack
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: Generator | Tensor) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon of `images`. Raises ValueError if DLR has too few classes."""
+        """Adversarial images, (N, C, H, W) in [0, 1], within epsilon. Raises ValueError if DLR has too few classes."""
         keys = noise.image_keys(len(images), generator).to(images.device)
         ball = Ball(self.norm, self.epsilon)
         with torch.no_grad():
@@ -92,7 +92,7 @@ class APGD:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) −(z_y − max_{i≠y} z_i) / (z_π1 − z_π3), unchanged when logits are shifted or scaled (Croce and Hein 2020a, Eq. 6)."""
+    """(N,) −(z_y − max_{i≠y} z_i) / (z_π1 − z_π3), unchanged as logits shift or scale (Croce and Hein 2020a, Eq. 6)."""
     ordered = logits.sort(1, descending=True).values
     own = logits.gather(1, labels[:, None]).squeeze(1)
     other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -170,7 +170,7 @@ class _State:
         self.best_gradient = torch.where(per_image(better), self.gradient, self.best_gradient)
 
     def check(self, period: int) -> None:
-        """Halve the step and return to the best iterate, where fewer than 3/4 of the steps helped or the best has not moved."""
+        """Halve the step and return to the best iterate, where under 3/4 of steps helped or the best has not moved."""
         stuck = (self.rises <= 0.75 * period) | (~self.halved & (self.checked_loss >= self.best_loss))
         self.step = torch.where(per_image(stuck), self.step / 2, self.step)
         self.images = torch.where(per_image(stuck), self.best, self.images)

@@ -16,10 +16,11 @@ from robust_features.settings import Count, settings
 
 @settings
 class AutoAttack:
-    """APGD-CE, targeted APGD-DLR, targeted FAB and Square in L∞ (Croce and Hein 2020a, Sec. 5, `standard`). Budget attack.
+    """APGD-CE, targeted APGD-DLR and FAB, and Square in L∞ (Croce and Hein 2020a, Sec. 5, `standard`). Budget attack.
 
-    The defaults are the standard version. Images misclassified from the start, or never, are returned unchanged. The targeted
-    ratio compares four logits: with three classes APGD takes the untargeted one; with two there is none, and the part is left out.
+    The defaults are the standard version. Images misclassified from the start, or never, are returned unchanged. The
+    targeted ratio compares four logits: with three classes APGD takes the untargeted one; with two there is none, and
+    the part is left out.
     """
 
     kind: Literal["autoattack"] = "autoattack"

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack (Croce and Hein 2020b): step to the linearised decision boundary, drawn back to the image."""
+"""Fast adaptive boundary attack (Croce and Hein 2020b): steps to the linearised boundary, drawn back to the image."""
 
 from typing import Annotated, Literal
 
@@ -17,11 +17,11 @@ Part = Annotated[Share, Field(gt=0)]
 
 @settings
 class FAB:
-    """FAB (Croce and Hein 2020b, Alg. 1), stopped for an image at its first misclassified iterate within epsilon. Budget attack.
+    """FAB (Croce and Hein 2020b, Alg. 1), stopped at an image's first fooled iterate within epsilon. Budget attack.
 
     Untargeted, every step goes to the nearest of the linearised boundaries, at the price of a gradient for every class;
-    with `targets`, that many runs with two logits each, towards the next likeliest wrong class. Images misclassified from
-    the start, or never within epsilon, are returned unchanged.
+    with `targets`, that many runs with two logits each, towards the next likeliest wrong class. Images misclassified
+    from the start, or never within epsilon, are returned unchanged.
     """
 
     kind: Literal["fab"] = "fab"
@@ -91,7 +91,8 @@ class FAB:
     def _step(self, images: Tensor, centre: Tensor, fooled: Tensor, gap: Tensor, gradient: Tensor) -> Tensor:
         """Onto the linearised boundary from the iterate and from the image, and between the two (their Eqs. 8 to 10).
 
-        A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves the authors' second pass.
+        A fooled iterate is first pulled back; the boundary stays the one found where it was, which saves the authors'
+        second pass.
         """
         pulled = torch.where(per_image(fooled), centre + self.pull * (images - centre), images)
         one = to_hyperplane(pulled, gradient, dot(gradient, images - pulled) - gap, self.norm)
@@ -102,10 +103,10 @@ class FAB:
 
 
 def to_hyperplane(images: Tensor, gradient: Tensor, residual: Tensor, norm: Norm) -> Tensor:
-    """The δ of least norm with ⟨gradient, δ⟩ = residual and images + δ in [0, 1], or the corner that comes nearest to it.
+    """The δ of least norm with ⟨gradient, δ⟩ = residual and images + δ in [0, 1], or the corner nearest to it.
 
-    Every pixel moves the way that helps, by min(λ, room) in L∞ and by min(λ·|gradient|, room) in L2; ⟨gradient, δ⟩ is then
-    piecewise linear in λ, and is solved for it by sorting the values at which pixels run out of room.
+    Every pixel moves the way that helps, by min(λ, room) in L∞ and by min(λ·|gradient|, room) in L2; ⟨gradient, δ⟩ is
+    then piecewise linear in λ, and is solved for it by sorting the values at which pixels run out of room.
     """
     x, g = images.flatten(1), gradient.flatten(1)
     way = g.sign() * residual.sign()[:, None]

@@ -1,4 +1,4 @@
-"""Projected gradient ascent: the one loop behind FGSM, BIM, PGD and everything else that follows a gradient in a ball."""
+"""Projected gradient ascent: the one loop behind FGSM, BIM, PGD and all else that follows a gradient in a ball."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -40,7 +40,7 @@ def ascend(
     """Raise loss(function(x), rows), one value per image, by projected steepest steps (Madry et al. 2018, Eq. 2).
 
     `rows` are the places in the batch of the images that are still moving. By default all move to the end, and the last
-    iterate is returned; with `stop`, also called with (outputs, rows), an image stays at the first iterate that stops it.
+    iterate is returned; with `stop`, also called with (outputs, rows), an image stays at the first that stops it.
 
     >>> black, brightness = torch.zeros(1, 1, 1, 2), lambda images: images.sum((1, 2, 3))
     >>> ascend(brightness, lambda sums, rows: sums, black, ball=Ball("linf", 0.25), step_size=0.1, steps=3)
@@ -77,11 +77,11 @@ def ascend(
 class PGD:
     """Projected gradient descent on the cross-entropy (Madry et al. 2018). Budget attack.
 
-    steps = 1, step_size = epsilon, no random start: FGSM (Goodfellow et al. 2015). No random start: BIM (Kurakin et al. 2017).
-    `until: end` returns the last iterate; `fooled` stops an image as soon as it is fooled, for evaluations that only
-    count: fewer images remain at every step. `restarts` are further attempts at images that are not fooled yet.
-    `loss: scaled-ce` divides the logits by their standard deviation over the classes, so that confidence does not flatten
-    the softmax; `margin` is the largest other logit minus the label's (Carlini and Wagner 2017).
+    steps = 1, step_size = epsilon, no random start: FGSM (Goodfellow et al. 2015). No random start: BIM (Kurakin et al.
+    2017). `until: end` returns the last iterate; `fooled` stops an image as soon as it is fooled, for evaluations that
+    only count: fewer images remain at every step. `restarts` are further attempts at images that are not fooled yet.
+    `loss: scaled-ce` divides the logits by their standard deviation over the classes, so that confidence does not
+    flatten the softmax; `margin` is the largest other logit minus the label's (Carlini and Wagner 2017).
 
     >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])  # the brighter pixel is the class
     >>> attack = PGD(epsilon="51/255", step_size="51/255", steps=3)

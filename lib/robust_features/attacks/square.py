@@ -23,8 +23,9 @@ AHEAD = 16  # of one image at most
 class Square:
     """Square attack in L∞ (Andriushchenko et al. 2020, Algs. 1 and 2). Budget attack; black-box.
 
-    Every image draws its own squares, most of which are refused: where few images are left, several are tried in one pass. It
-    stops at its first misclassified iterate; one that is misclassified from the start, or never, is returned unchanged.
+    Every image draws its own squares, most of which are refused: where few images are left, several are tried in one
+    pass. It stops at its first misclassified iterate; one that is misclassified from the start, or never, is returned
+    unchanged.
     """
 
     kind: Literal["square"] = "square"
@@ -82,7 +83,7 @@ class Square:
         return 2 * self.epsilon * _signs(draw[..., 2:] < 0.5)[..., None, None] * inside[..., None, :, :]
 
     def _sides(self, size: int) -> Tensor:
-        """(queries,) the squares' sides: their share p of the pixels halves along AutoAttack's schedule, whatever the budget."""
+        """(queries,) the squares' sides: their share p of pixels halves on AutoAttack's schedule, for any budget."""
         passed = [sum(query > mark for mark in HALVINGS) for query in range(self.queries)]
         return torch.tensor([max(1, round((self.first_share / 2**halved) ** 0.5 * size)) for halved in passed])
 

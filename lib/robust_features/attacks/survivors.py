@@ -6,5 +6,5 @@ PASSES = 10  # on a GPU, where asking which images are done means waiting for th
 
 
 def look(images: Tensor, number: int) -> bool:
-    """Whether to leave out the images that are done, after pass `number` (from 0): on a CPU always, as each costs a pass."""
+    """Whether to leave out the finished images, after pass `number` (from 0): on a CPU always, as each costs a pass."""
     return images.device.type == "cpu" or number % PASSES == PASSES - 1

@@ -1,4 +1,4 @@
-"""The search through tanh for a near adversarial image: Carlini and Wagner's attack, and Kim et al.'s four built on it."""
+"""The search through tanh for a near adversarial image: Carlini and Wagner's attack, and Kim et al.'s four upon it."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -33,10 +33,10 @@ def search(
 
     With `confidence`, an image counts as misclassified if another logit exceeds the label's by that much.
 
-    `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is added
-    to the loss here. `checks` times along the way, the images whose cost has risen since the last check are stopped,
-    as the authors' code does for a whole batch at once. With `epsilon`, every iterate is projected to that L∞ ball. An
-    image that is misclassified from the start, or never, is returned unchanged, to the bit.
+    `objective` maps candidates and their rows in the batch to (logits (n, K), loss (n,)); the squared L2 distance is
+    added to the loss here. `checks` times along the way, the images whose cost has risen since the last check are
+    stopped, as the authors' code does for a whole batch at once. With `epsilon`, every iterate is projected to that L∞
+    ball. An image that is misclassified from the start, or never, is returned unchanged, to the bit.
     """
     best, nearest = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
     rows, here, labels_here = torch.arange(len(images), device=images.device), images, labels
@@ -77,11 +77,11 @@ def search(
 
 @settings
 class CarliniWagner:
-    """min ‖x' − x‖₂² + c · max(margin + confidence, 0) through tanh (Carlini and Wagner 2017). Minimal attack: no bound.
+    """min ‖x' − x‖₂² + c · max(margin + confidence, 0) via tanh (Carlini and Wagner 2017). Minimal attack: no bound.
 
-    With `confidence`, an image is found once another logit exceeds the label's by that much; one for which this holds from
-    the start, or never, is returned unchanged. With `epsilon`, a Budget attack: the search is projected to the L∞ ball of
-    that radius.
+    With `confidence`, an image is found once another logit exceeds the label's by that much; one for which this holds
+    from the start, or never, is returned unchanged. With `epsilon`, a Budget attack: the search is projected to the L∞
+    ball of that radius.
     """
 
     kind: Literal["carlini-wagner"] = "carlini-wagner"
@@ -107,13 +107,14 @@ class CarliniWagner:
 
 @settings
 class FeatureGradient:
-    """Carlini and Wagner's search that also raises or lowers ‖i · G‖₂, G = −∂max(margin, 0)/∂Z (Kim et al. 2021, Eqs. 7, 8).
+    """Carlini and Wagner's search with ‖i·G‖₂ raised or lowered, G = −∂max(margin, 0)/∂Z (Kim et al. 2021, Eqs. 7, 8).
 
-    Minimal attack; with `epsilon`, projected to the L∞ ball. NRF: (nonrobust, raise), NRF2: (nonrobust, lower), RF: (robust,
-    raise), RF2: (robust, lower), the columns of Table 4. The channel index i comes from one distillation of the clean image
-    with its true label. `order: first` is what the authors run: the gradient with respect to Z of their term is the unit
-    vector i·G/‖i·G‖, a push of the features along it; `second` differentiates ‖i·G‖ itself, as Eq. 8 is written.
-    `unit` takes that norm over each image, or over the `batch`, as the authors do: the push then shrinks with the batch.
+    Minimal attack; with `epsilon`, projected to the L∞ ball. NRF: (nonrobust, raise), NRF2: (nonrobust, lower), RF:
+    (robust, raise), RF2: (robust, lower), the columns of Table 4. The channel index i comes from one distillation of
+    the clean image with its true label. `order: first` is what the authors run: the gradient with respect to Z of their
+    term is the unit vector i·G/‖i·G‖, a push of the features along it; `second` differentiates ‖i·G‖ itself, as Eq. 8
+    is written. `unit` takes that norm over each image, or over the `batch`, as the authors do: the push then shrinks
+    with the batch.
     """
 
     kind: Literal["feature-gradient"] = "feature-gradient"
@@ -160,9 +161,9 @@ def feature_term(
     order: Literal["first", "second"] = "first",
     unit: Literal["image", "batch"] = "image",
 ) -> Tensor:
-    """(n,) term of Eq. 8 for (n,) losses of (n, C, h, w) features Z: ‖i·G‖₂, G = −∂loss/∂Z, i the (n, C, 1, 1) channels.
+    """(n,) term of Eq. 8 for (n,) losses of (n, C, h, w) features Z: ‖i·G‖₂, G = −∂loss/∂Z, (n, C, 1, 1) channels i.
 
-    `second` is that norm. `first` is Z·u, whose gradient with respect to Z is u = i·G/‖i·G‖, the norm over image or batch.
+    `second` is that norm; `first` Z·u, whose gradient with respect to Z is u = i·G/‖i·G‖, the norm over image or batch.
     """
     (gradient,) = torch.autograd.grad(-loss.sum(), features, retain_graph=True, create_graph=order == "second")
     push = channels * gradient.to(channels.dtype)

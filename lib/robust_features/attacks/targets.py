@@ -11,9 +11,9 @@ def each_target(
 ) -> Tensor:
     """`images` with those that are `right`, (N,) bool, replaced by their first successful attempt of `count`, if any.
 
-    `attempt` maps rows of the batch and the number of the attempt, each (n,), to candidates and which of them are fooled.
-    Only images that no attempt has fooled go on, and if these are few, several attempts are made at once: memory stays
-    that of the batch, and the result is the same as one after the other.
+    `attempt` maps rows of the batch and the number of the attempt, each (n,), to candidates and which of them are
+    fooled. Only images that no attempt has fooled go on, and if these are few, several attempts are made at once:
+    memory stays that of the batch, and the result is the same as one after the other.
     """
     found, rows, number = images.clone(), right.nonzero().squeeze(1), 0
     while number < count and len(rows):

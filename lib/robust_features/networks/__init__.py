@@ -46,7 +46,7 @@ def label(settings: NetworkSettings) -> str:
 
 
 def build(settings: NetworkSettings, classes: int, *, seed: int, masked: bool = False) -> Network:
-    """The network with its initial weights, which depend on `seed` alone; `masked`: with a channel mask behind its split.
+    """The network with its initial weights, which depend on `seed` alone; `masked`: a channel mask behind its split.
 
     >>> network = build(VGG16(width=1 / 16), 10, seed=0)
     >>> network(torch.zeros(2, 3, 32, 32)).shape

@@ -14,12 +14,13 @@ COMPARED = 8  # images that are enough to compare a copy with its original
 
 
 def folded(network: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """A frozen copy in eval mode: batch norms behind convolutions are part of them, ReLUs behind fresh tensors in place.
+    """A frozen copy in eval mode: batch norms behind convolutions join them, ReLUs behind fresh tensors are in place.
 
-    Only torch's own layers, as they are, in a plain `Sequential` are touched: no subclass, nothing hooked, parametrised or
-    patched. A module might still use the layers of a `Sequential` one by one. Hence with `example`, a few images, the copy
-    is compared with the original, at every stage of a `Network`; if they differ by more than rounding, a copy with nothing
-    folded is returned, and a RuntimeWarning says so. Draws no random numbers. Raises TypeError if it cannot be copied.
+    Only torch's own layers, as they are, in a plain `Sequential` are touched: no subclass, nothing hooked, parametrised
+    or patched. A module might still use the layers of a `Sequential` one by one. Hence with `example`, a few images,
+    the copy is compared with the original, at every stage of a `Network`; if they differ by more than rounding, a copy
+    with nothing folded is returned, and a RuntimeWarning says so. Draws no random numbers. Raises TypeError if it
+    cannot be copied.
 
     >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> folded(layers, torch.rand(2, 3, 8, 8))
@@ -54,7 +55,10 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
         with torch.no_grad():  # a scripted module records that its parameters were copied
             return copy.deepcopy(network, memo).eval().requires_grad_(False)
     except Exception as error:
-        said = "attacks work on a copy of the network, and it cannot be copied; keep no generators, files or results in its"
+        said = (
+            "attacks work on a copy of the network, and it cannot be copied; "
+            "keep no generators, files or results in its"
+        )
         raise TypeError(f"{said} modules ({error})") from error
 
 

@@ -9,8 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class GlobalAverage(nn.Module):
+    """(N, C, h, w) → (N, C): the mean over positions.
+
+    It divides the sum, and so no gradient of (N, C, h, w): `AdaptiveAvgPool2d` takes three to ten times as long on a CPU.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        positions = features.shape[2] * features.shape[3]
+        return features.flatten(1) if positions == 1 else features.sum((2, 3)) / positions
+
+
 class Normalize(nn.Module):
-    """(x − mean) / std with one scalar each: networks normalise their own inputs, so that attacks act on pixels in [0, 1]."""
+    """(x − mean) / std with one scalar each: networks normalise their inputs, so attacks act on pixels in [0, 1]."""
 
     def __init__(self, mean: float, std: float):
         super().__init__()
@@ -32,7 +43,7 @@ class ChannelMask(nn.Module):
 
 
 class Encoding(nn.Module):
-    """A Gaussian of `units` independent variables: (N, d) → (N, 2, units), means and standard deviations (Alemi et al. 2017)."""
+    """`units` independent Gaussians: (N, d) → (N, 2, units), means and standard deviations (Alemi et al. 2017)."""
 
     def __init__(self, inputs: int, units: int):
         super().__init__()
@@ -44,7 +55,7 @@ class Encoding(nn.Module):
 
 
 class Sample(nn.Module):
-    """A draw of an encoding's variables in training, from the global generator like dropout; their means in eval mode."""
+    """A draw of an encoding's variables in training, from the global generator like dropout; means in eval mode."""
 
     def forward(self, encoding: Tensor) -> Tensor:
         mean, deviation = encoding.unbind(1)
@@ -55,10 +66,11 @@ class Network(nn.Module):
     """Named stages applied in order: (N, 3, H, W) in [0, 1] → (N, classes) logits.
 
     `split` names the stage whose output is Z = f_l(X) (Kim et al. 2021, Sec. 2): the last convolution before its ReLU.
-    `full_channels` is the number of channels of Z in the published architecture, by which narrower versions are measured.
-    `representation` names the penultimate stage, rep(x) of Springer et al. 2021; `hidden` the T_l of Xu et al. 2022, Eq. 1.
-    Layers' `inplace` is switched off, in the modules given, so features may be kept. A trunk that branches fits as one
-    stage; a branching head does not. Raises ValueError for a chain without a head, and for a stage that is not there.
+    `full_channels` is the number of channels of Z in the published architecture, by which narrower versions are
+    measured. `representation` names the penultimate stage, rep(x) of Springer et al. 2021; `hidden` the T_l of Xu et
+    al. 2022, Eq. 1. Layers' `inplace` is switched off, in the modules given, so features may be kept. A trunk that
+    branches fits as one stage; a branching head does not. Raises ValueError for a chain without a head, and for a stage
+    that is not there.
 
     One's own chain needs only its stages, in order, and the name of the split; `from_module` checks it:
 
@@ -115,8 +127,8 @@ class Network(nn.Module):
     ) -> "Network":
         """The chain of `stages`, by default the module's children, if in eval mode it computes what the module does.
 
-        `example` is a few images, (N, 3, H, W) in [0, 1]; `names` are the arguments of `Network`. Raises ValueError if the
-        outputs differ: what the module's forward does besides calling its children has to be a stage, too, such as
+        `example` is a few images, (N, 3, H, W) in [0, 1]; `names` are the arguments of `Network`. Raises ValueError if
+        the outputs differ: what the module's forward does besides calling its children has to be a stage, too, such as
         Normalize, or torchvision.transforms.Normalize for one mean per channel.
         """
         children = {name: child for name, child in module._modules.items() if child is not None}  # a shared one twice
@@ -193,11 +205,6 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def pooled() -> nn.Sequential:
-    """Global average over positions: (N, C, h, w) → (N, C)."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients, as attacks and distillation need; both are restored afterwards.
@@ -230,8 +237,8 @@ def check_channels(features: Tensor) -> None:
     """Raises ValueError if features are not (N, C, h, w), such as tokens, (N, T, D), or pooled ones, (N, C)."""
     if features.ndim != 4:
         raise ValueError(
-            f"features of shape {tuple(features.shape)} are no (N, C, h, w); split the network where there are channels and"
-            " positions, or let the stage give tokens this shape: tokens.transpose(1, 2).unflatten(2, (h, w))"
+            f"features of shape {tuple(features.shape)} are no (N, C, h, w); split the network where there are channels"
+            " and positions, or let the stage give tokens this shape: tokens.transpose(1, 2).unflatten(2, (h, w))"
         )
 
 
@@ -254,5 +261,5 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def rounding(images: Tensor) -> float:
-    """How large `apart` may be for one function computed in two ways on this device: GPUs convolve in TF32, of ten bits."""
+    """How large `apart` may be for one function computed two ways on this device: GPUs convolve in TF32, of 10 bits."""
     return 1e-2 if images.is_cuda else 1e-4

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from robust_features.networks.network import Network, Normalize, pooled
+from robust_features.networks.network import GlobalAverage, Network, Normalize
 from robust_features.settings import Depth, Deviation, Share, Width, settings
 
 
@@ -19,7 +19,7 @@ class ResNet18:
     std: Deviation = 0.25
 
     def build(self, classes: int) -> Network:
-        """The untrained network, for (N, 3, H, W). The split is the last block's output: no batch norm stands alone here."""
+        """The untrained network for (N, 3, H, W), split at the last block's output: no batch norm stands alone here."""
         channels = max(4, round(64 * self.width))
         stages: dict[str, nn.Module] = {
             "normalize": Normalize(self.mean, self.std),
@@ -30,7 +30,7 @@ class ResNet18:
             outputs = channels * 2 if first_of_later_group else channels
             stages[f"block{number}"] = BasicBlock(channels, outputs, stride=2 if first_of_later_group else 1)
             channels = outputs
-        stages |= {"pool": pooled(), "logits": nn.Linear(channels, classes)}
+        stages |= {"pool": GlobalAverage(), "logits": nn.Linear(channels, classes)}
         hidden = ("stem", *(f"block{number}" for number in range(1, 9)), "pool")
         return Network(stages, split="block8", full_channels=512, representation="pool", hidden=hidden)
 
@@ -84,7 +84,7 @@ class ResNetV2:
                 channels = outputs
             stages[f"block{number}"] = nn.Sequential(*blocks)
             inner = outputs
-        stages |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": pooled()}
+        stages |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": GlobalAverage()}
         stages["logits"] = nn.Linear(channels, classes)
         return Network(
             stages,

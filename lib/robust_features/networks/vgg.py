@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 from torch import nn
 
-from robust_features.networks.network import Encoding, Network, Normalize, Sample, pooled
+from robust_features.networks.network import Encoding, GlobalAverage, Network, Normalize, Sample
 from robust_features.settings import Deviation, Share, Whole, Width, no_boolean, settings
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -40,7 +40,7 @@ class VGG16:
                 stages[f"block{number}"] = nn.Sequential(*layers, nn.MaxPool2d(2))
             else:
                 stages["conv"], stages["relu"] = nn.Sequential(*layers[:-1]), layers[-1]
-                stages["block5"], stages["pool"] = nn.MaxPool2d(2), pooled()
+                stages["block5"], stages["pool"] = nn.MaxPool2d(2), GlobalAverage()
         hidden = {}
         for number in range(1, self.hidden + 1):
             width = max(8, round(4096 * self.width))

@@ -1,17 +1,19 @@
-"""Other architectures, to which adversarial images are transferred (Springer et al. 2021, Sec. 5.2): torchvision's, with stems
-for small images. Their first convolution has stride 1 and nothing is pooled behind it: 32 pixels end as 4 × 4.
+"""Other architectures, to which adversarial images are transferred (Springer et al. 2021, Sec. 5.2).
+
+They are torchvision's, with stems for small images. Their first convolution has stride 1 and nothing is pooled behind
+it: 32 pixels end as 4 × 4.
 
 Springer et al. have DenseNet121, InceptionV3, MobileNetV2, VGG16, ResNet50V2 and Xception. VGG-16 and ResNet v2 are the
 library's own. InceptionV3 needs 75 pixels: GoogLeNet's modules, which do not, stand in. torchvision has no Xception:
-ShuffleNet v2, which has depthwise separable convolutions in two branches, stands in, beside MobileNetV2. ResNet-50 is the
-network of Ilyas et al. 2019.
+ShuffleNet v2, which has depthwise separable convolutions in two branches, stands in, beside MobileNetV2. ResNet-50 is
+the network of Ilyas et al. 2019.
 """
 
 from typing import Literal
 
 from torch import nn
 
-from robust_features.networks.network import Network, Normalize, pooled
+from robust_features.networks.network import GlobalAverage, Network, Normalize
 from robust_features.settings import Deviation, Share, Width, settings
 
 INCEPTION = (  # 1×1, 3×3 reduced, 3×3, 5×5 reduced, 5×5, pooled: Szegedy et al. 2015, Table 1; None: max-pool
@@ -24,7 +26,7 @@ INCEPTION = (  # 1×1, 3×3 reduced, 3×3, 5×5 reduced, 5×5, pooled: Szegedy e
 
 @settings
 class Victim:
-    """An architecture of torchvision for small images; `width` scales its channels, and DenseNet's layers in a block."""
+    """An architecture of torchvision for small images; `width` scales its channels and DenseNet's layers in a block."""
 
     kind: Literal["densenet121", "mobilenet-v2", "googlenet", "shufflenet-v2", "resnet50"]
     width: Width = 1.0
@@ -40,7 +42,7 @@ class Victim:
             "shufflenet-v2": _shufflenet,
             "resnet50": _resnet50,
         }[self.kind](self.width)
-        stages = {"normalize": Normalize(self.mean, self.std), "trunk": trunk, "pool": pooled()}
+        stages = {"normalize": Normalize(self.mean, self.std), "trunk": trunk, "pool": GlobalAverage()}
         stages["logits"] = nn.Linear(channels, classes)
         return Network(stages, split="trunk", full_channels=1024, representation="pool", hidden=("trunk", "pool"))
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from robust_features.networks.network import Network, Normalize, pooled
+from robust_features.networks.network import GlobalAverage, Network, Normalize
 from robust_features.settings import Depth, Deviation, Share, Width, settings
 
 
@@ -43,7 +43,7 @@ class WideResNet:
                 blocks.append(Block(channels, width, stride, self.dropout))
                 channels, stride = width, 1
             stages[f"block{number}"] = nn.Sequential(*blocks)
-        stages |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": pooled()}
+        stages |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": GlobalAverage()}
         stages["logits"] = nn.Linear(channels, classes)
         return Network(
             stages,
@@ -55,7 +55,7 @@ class WideResNet:
 
 
 class Block(nn.Module):
-    """BN, ReLU, 3×3, BN, ReLU, dropout, 3×3, added to the input; a 1×1 convolution of the pre-activation where shapes differ."""
+    """BN, ReLU, 3×3, BN, ReLU, dropout, 3×3, added to the input; a 1×1 of the pre-activation where shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()

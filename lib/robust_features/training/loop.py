@@ -79,7 +79,7 @@ class StepLR:
 
 @settings
 class OneCycle:
-    """The learning rate rises to the optimiser's over the first `warmup` share of the run, then falls to zero (Smith 2018)."""
+    """The learning rate rises to the optimiser's over the run's first `warmup` share, then falls to 0 (Smith 2018)."""
 
     kind: Literal["one-cycle"] = "one-cycle"
     warmup: Annotated[Share, Field(gt=0, lt=1)] = 0.3
@@ -126,7 +126,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network after the last epoch (or the best), in eval mode, and one row per epoch: loss, validation accuracy (percent)."""
+    """The last (or best) epoch's network, in eval mode, and one row per epoch: loss, validation accuracy (percent)."""
 
     network: Network
     history: list[dict[str, float]]
@@ -146,10 +146,10 @@ def train(
     """Train on `splits["train"]`, watching `splits["validation"]`; one reported line per epoch.
 
     With `resume`, the state after each epoch is kept in that file and a run that finds it there goes on from it. Every
-    random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to the
-    bit. Several `processes`, each of which calls this, share every batch; the result is that of one process except for
-    rounding, their own random starts and statistics of batch normalisation. Raises UserError if the regulariser or the mask
-    does not fit, if shares would have fewer than two images, and when the loss is no longer finite.
+    random draw of an epoch depends on (seed, epoch) alone, so a resumed run ends as an uninterrupted one, on a CPU to
+    the bit. Several `processes`, each of which calls this, share every batch; the result is that of one process except
+    for rounding, their own random starts and statistics of batch normalisation. Raises UserError if the regulariser or
+    the mask does not fit, if shares would have fewer than two images, and when the loss is no longer finite.
     """
     share = settings.batch_size // processes.count
     if share < 2:
@@ -216,10 +216,10 @@ def _begin(images: ImageSet, settings: Training, hardware: Hardware) -> dict[str
 
 
 def _gradients(network: Network, settings: Training, optimiser: optim.Optimizer, hardware: Hardware) -> Gradients:
-    """What a batch's images and labels, and where images are attacked their keys, say: the loss, its gradients left at the weights.
+    """What a batch's images and labels, and if attacked their keys, say: the loss, its gradients left at the weights.
 
-    Recorded if the attack takes the same steps whatever it finds, and if nothing is inverted, which a CUDA graph cannot hold.
-    Batches must all be of one size: gradients lie where those of the size captured last do.
+    Recorded if the attack takes the same steps whatever it finds, and if nothing is inverted, which a CUDA graph cannot
+    hold. Batches must all be of one size: gradients lie where those of the size captured last do.
     """
     precision = hardware.precision_of(network)
 

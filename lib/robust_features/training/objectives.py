@@ -1,4 +1,4 @@
-"""What training minimises: values called as (network, images, labels, *, generator) → the loss, and the passes it came from.
+"""What training minimises: values called as (network, images, labels, *, generator) → loss and the passes it came from.
 
 For `generator` they take the images' keys, too: see `noise`.
 """
@@ -80,7 +80,10 @@ class Trades:
 
 @settings
 class TradesKim:
-    """CE(adversarial) + weight · KL(clean ‖ adversarial) on PGD's images: what Kim et al. 2021 and Xu et al. 2022 ran as TRADES."""
+    """CE(adversarial) + weight · KL(clean ‖ adversarial) on PGD's images.
+
+    This is what Kim et al. 2021 and Xu et al. 2022 ran as TRADES.
+    """
 
     kind: Literal["trades-kim"] = "trades-kim"
     attack: PGD

@@ -50,7 +50,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started, this one among them, each with its own GPU where there are any; else this one alone."""
+    """The processes that torchrun started, this one among them, each with its own GPU if any; else this one alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
