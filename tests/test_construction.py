@@ -77,6 +77,9 @@ def test_the_three_ways_to_choose_targets(network, images):
 
 def test_null_controls_keep_either_the_labels_or_the_perturbations(network, images):
     true = make(Relabelled(targets="random", steps=5), network, images)
+    unmoved = make(Null(targets="random", control="unmoved"), network, images)
+    assert torch.equal(unmoved.images.images, images.images) and not unmoved.l2.any()
+    assert torch.equal(unmoved.images.labels, true.images.labels)
     noise = make(Null(targets="random", control="noise"), network, images)
     assert torch.equal(noise.images.labels, true.images.labels) and torch.equal(noise.began, true.began)
     assert (noise.l2 <= 0.5 + HALF_LEVEL * (3 * 32 * 32) ** 0.5).all() and (noise.l2 > 0.4).all()
@@ -111,10 +114,11 @@ def test_images_begin_from_others_uniformly():
         Robustified(steps=5, step_size=0.3),
         Robustified(steps=5, method="lbfgs"),
         Relabelled(targets="random", steps=5),
+        Null(targets="random", control="unmoved"),
         Null(targets="random", control="noise"),
         Null(targets="random", control="shuffled", steps=5),
     ],
-    ids=["robustified", "lbfgs", "relabelled", "noise", "shuffled"],
+    ids=["robustified", "lbfgs", "relabelled", "unmoved", "noise", "shuffled"],
 )
 def test_the_same_dataset_comes_out_again_and_in_any_batch(network, images, construction):
     network = precise(network)

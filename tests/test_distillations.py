@@ -84,12 +84,14 @@ def test_stored_distillations_hold_every_row_of_tables_1_and_2(network, examples
 
 def test_agreement_counts_the_images_that_the_attack_fooled(network, examples, found, data):
     distillations.save(records.folder("distillation", "p/g/m"), found, SHORT)
-    rows = distillations.agreement({"p/g/m": {}}).set_index("given")
-    z, robust = features(network, examples["pgd"], hardware=CPU), found.tensors["robust/pgd/true"]
-    seen, of_nr = (decide(network, kept, hardware=CPU) for kept in (z, z * ~robust[:, :, None, None]))
+    rows = distillations.agreement({"p/g/m": {}}).set_index(["given", "features"])
+    z, robust = features(network, examples["pgd"], hardware=CPU), found.tensors["robust/pgd/true"][:, :, None, None]
+    seen = decide(network, z, hardware=CPU)
     fooled = seen != LABELS
-    assert rows.loc["true", "n"] == fooled.sum() > 0
-    assert rows.loc["true", "value"] == pytest.approx(100 * (of_nr == seen)[fooled].float().mean().item())
+    for part, kept in (("R", robust), ("NR", ~robust)):
+        same = (decide(network, z * kept, hardware=CPU) == seen)[fooled].float().mean().item()
+        assert rows.loc[("true", part), "n"] == fooled.sum() > 0
+        assert rows.loc[("true", part), "value"] == pytest.approx(100 * same)
 
 
 def test_halves_are_judged_with_the_networks_own_prediction_unless_another_label_is_given(network, examples, found):

@@ -188,7 +188,7 @@ Q = "scales/quick.yaml, "
         ("all: {kind: ibrar, alpha: 0.008", "all: {kind: ibrar, alpha: -0.008", r"regularisers\.all\.alpha: .*greater than or equal to 0"),
         ("kind: persistent, fraction: 0.05", "kind: persistent, fraction: 1.0", r"masks\.paper\.fraction: .*less than 1"),
         ("encoding: 64", "encoding: 0", r"vib needs the stage 'encoding'"),
-        ("images: [pgd]\n  xu/layers", "images: [pdg]\n  xu/layers", r"networks\.xu/plain\.images: no attack 'pdg'; did you mean 'pgd"),
+        ("images: [pgd]\n  xu/rivals", "images: [pdg]\n  xu/rivals", r"networks\.xu/plain\.images: no attack 'pdg'; did you mean 'pgd"),
         ("by: eps-0, batch_size: 1000, make: {kind: relabelled, targets: next", "by: eps-00, batch_size: 1000, make: {kind: relabelled, targets: next", r"constructed\.springer/main\.sets\.neg\.by: no member 'eps-00'; did you mean 'eps-0'"),
         ("d-det: ilyas/main/next", "d-det: ilyas/main/nex", r"networks\.ilyas/relabelled\.each\.dataset\.d-det: no dataset 'ilyas/main/nex'; did you mean 'ilyas/main/next"),
         ("sources: ilyas/sources", "sources: ilyas/source", r"transfers\.ilyas/main\.sources: no group of networks 'ilyas/source'; did you mean"),

@@ -127,7 +127,7 @@ def accuracies(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 
 
 def agreement(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """Rows of Table 2: how often Z_nr of an attacked image predicts the attacked class, over images the attack fooled."""
+    """Rows of Table 2: how often Z_r and Z_nr of an attacked image predict the attacked class, over fooled images."""
     return _of_each(members, _agreement)
 
 
@@ -155,11 +155,11 @@ def _agreement(found: Distilled) -> Iterator[dict[str, Any]]:
     """Agreement for the indices found on the attacked images themselves."""
     whole = found.rows.query("features == 'Int'")
     seen = {example: predictions for (example,), predictions in _predictions(whole, "example")}
-    anew = found.rows.query("features == 'NR' and example == distilled and example != 'clean'")
-    for (example, given), predictions in _predictions(anew, "example", "given"):
+    anew = found.rows.query("features != 'Int' and example == distilled and example != 'clean'")
+    for (example, given, part), predictions in _predictions(anew, "example", "given", "features"):
         fooled = seen[example] != found.tensors["given/true"]
         share = accuracy_of(predictions[fooled], seen[example][fooled])
-        yield {"example": example, "given": given, **asdict(share)}
+        yield {"example": example, "given": given, "features": part, **asdict(share)}
 
 
 def _given_predicted(found: Distilled) -> Iterator[dict[str, Any]]:

@@ -130,7 +130,7 @@ def works(run: Run) -> Iterator[Work]:
         data, members = run.datasets[entry.dataset], run.networks[entry.networks].trainings
         for id, (recipe, member) in entry.ids(key, [*members]).items():
             count = _each(recipe) * sum(_count(data)[split] for split in recipe.splits)
-            steps = 0 if getattr(recipe.make, "control", "") == "noise" else recipe.make.steps
+            steps = 0 if getattr(recipe.make, "control", "") in ("noise", "unmoved") else recipe.make.steps
             about = f"construct@{key}", id, members[member].network, data.size
             yield Work(*about, "attack", count * steps, _batches(count, recipe.batch_size) * steps, recipe.make.kind)
     for key, transfer in run.transfers.items():

@@ -143,15 +143,16 @@ class Relabelled:
 class Null(Relabelled):
     """A null control of `Relabelled`, which must teach nothing: images that do not carry what their labels name (ours).
 
-    `noise`: each is moved by epsilon in a random direction. `shuffled`: moved to its target, and given another's label.
+    `unmoved`: each is left as it is. `noise`: moved by epsilon in a random direction. `shuffled`: moved to its target,
+    and given another's label.
     """
 
     kind: Literal["null"] = "null"
-    control: Literal["noise", "shuffled"]
+    control: Literal["unmoved", "noise", "shuffled"]
 
     def labelled(self, targets: Tensor, seed: int) -> Tensor:
         """The labels of what was made for these targets."""
-        if self.control == "noise":
+        if self.control != "shuffled":
             return targets
         return targets[torch.randperm(len(targets), generator=Generator().manual_seed(seed))]
 
@@ -159,6 +160,8 @@ class Null(Relabelled):
         """Images in [0, 1], moved as `control` says."""
         if self.control == "shuffled":
             return super().move(outputs, distance, start, keys)
+        if self.control == "unmoved":
+            return start
         direction = Ball("l2", self.epsilon).steepest(noise.normal(noise.derived(keys, 0), start.shape[1:]))
         return (start + self.epsilon * direction).clamp(0, 1)
 
