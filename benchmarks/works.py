@@ -134,7 +134,7 @@ def works(bench: Bench) -> list[Work]:
         Work("APGD-CE, 50 steps", "torchattacks", (3, 5), short, our_apgd, torch_apgd, rounds=1),
         Work("APGD-CE, 50 steps", "Croce and Hein", (3, 5), short, our_apgd,
              _peer(bench, peers.apgd, epsilon=EPSILON, steps=50), rounds=1),
-        Work("NRF, NRF2, RF, RF2", "Kim et al.", (4, 10), hundred, _our_four(bench), _their_four(bench),
+        Work("NRF, NRF2, RF, RF2", "Kim et al.", (4, 10), short, _our_four(bench), _their_four(bench),
              rounds=1, warm=10, profiled=False,
              note="both look three times whether the loss still falls, and stop: theirs the batch, ours the image"),
         Work("training step with IB-RAR, three layers", "the step without it", (0.8, 0.87), test,
@@ -146,7 +146,7 @@ def works(bench: Bench) -> list[Work]:
         Work("robustification, as near", "Adam, batch by batch", (3, 10), short, _our_images(bench),
              _their_images(bench), rounds=1,
              note="20 steps of L-BFGS; of Adam as many as come as near, at the best of its rates 0.03, 0.1, 0.2, 0.3"),
-        Work("AutoAttack, standard", "Croce and Hein", (3, 5), hundred,
+        Work("AutoAttack, standard", "Croce and Hein", (3, 5), short,
              _lazy(bench, lambda: attacks.AutoAttack(epsilon=EPSILON)),
              _peer(bench, peers.autoattack, epsilon=EPSILON), rounds=1, warm=4, profiled=False),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The project's commands: `python -m companion COMMAND …`. What is wrong, or that it was stopped, is said in one line."""
+"""The project's commands: `python -m companion COMMAND …`. What is wrong, or an interruption, is said in one line."""
 
 import importlib
 import signal

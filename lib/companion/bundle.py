@@ -1,6 +1,6 @@
 """One paper for a machine that has neither network nor DVC nor git, and its results back.
 
-    python -m companion bundle pack PAPER --scale gpu [--have FILE] [--to FOLDER]   a folder to be copied there; run its run.py
+    python -m companion bundle pack PAPER --scale gpu [--have FILE] [--to FOLDER]   a folder to copy there; run run.py
     python -m companion bundle take FOLDER                                          publish what run.py packed there
 
 Packing changes nothing in this project: settings are resolved, and DVC is asked for the graph, in a separate folder.
@@ -49,7 +49,7 @@ SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_
 def pack(paper: str, *, scale: str, have: Path, to: Path) -> Path:
     """Write a bundle of a paper's sections at a scale, and all that they need, to a new folder.
 
-    Raises UserError if the folder holds anything else, the scale is wrong, or a dataset's files are not on this disk."""
+    Raises UserError if the folder holds anything else, the scale is wrong, or a dataset's files are not on disk."""
     from companion.engine import usual  # imports DVC, which the node that describes its results lacks
 
     if to.exists() and any(to.iterdir()) and not (to / node.MANIFEST).exists():
@@ -69,7 +69,7 @@ def pack(paper: str, *, scale: str, have: Path, to: Path) -> Path:
 
 
 def write(to: Path, files: dict[str, Path], stages: Sequence[node.Stage], **about: Any) -> Path:
-    """Write a bundle: run.py, a manifest, and parts that hold the files and, as JSON, the stages and what it is about."""
+    """Write a bundle: run.py, a manifest, and parts with the files and, as JSON, the stages and what it is about."""
     describe = "python -m companion bundle describe"
     with TemporaryDirectory() as temporary:
         content = Path(temporary) / node.BUNDLE
@@ -116,7 +116,7 @@ def describe() -> str:
 
 
 def stage(project: Path, scale: str) -> Path:
-    """A project like this one, in a folder of its own, with the run.yaml of `scale`; this one's settings stay as they are."""
+    """A project like this one, in a folder of its own, with the run.yaml of `scale`; this one keeps its settings."""
     project.mkdir(parents=True)
     for path in sorted(paths.ROOT.glob("[!.]*")):
         if path.name not in OWN:
@@ -127,10 +127,10 @@ def stage(project: Path, scale: str) -> Path:
 
 
 def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list[node.Stage], list[str]]:
-    """The stages of a paper's sections and what they need, in an order to run them in, and the files that no stage makes.
+    """The stages of a paper's sections and what they need, in an order to run them, and the files that no stage makes.
 
-    Networks come in the order of params.yaml, which is the paper's, each after its own dataset.
-    A dataset that only sections would read, because each depends on all there are, is left out: they show what networks did."""
+    Networks come in the order of params.yaml, which is the paper's, each after its own dataset. A dataset that only
+    sections would read, because each depends on all there are, is left out: they show what networks did."""
     import networkx as nx
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -164,14 +164,14 @@ def graph(project: Path, paper: str, seconds: Mapping[str, float]) -> tuple[list
 
 
 def listed(root: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Files, and everything in folders, by their names under `root`; no hidden files, nothing that Python makes from sources."""
+    """Files, and all in folders, by name under `root`; no hidden files, nothing that Python makes from sources."""
     places = [path for name in names for path in (root / name, *(root / name).rglob("*"))]
     kept = {path.relative_to(root).as_posix(): path for path in sorted(places) if path.is_file()}
     return {name: path for name, path in kept.items() if not re.search(r"(^|/)\.|__pycache__|\.egg-info", name)}
 
 
 def packed(name: str, settings: Mapping[str, Any]) -> list[Path]:
-    """The archives that a dataset is read from, or unpacked folders where there is none. Raises UserError for what is missing."""
+    """The archives that a dataset is read from, or else unpacked folders. Raises UserError for what is missing."""
     kind = "-".join(filter(None, (settings["kind"], settings.get("source"))))
     if kind not in FILES:
         raise UserError(f"datasets.{name}: of kind {kind}, which no bundle holds yet")
@@ -188,7 +188,7 @@ def packed(name: str, settings: Mapping[str, Any]) -> list[Path]:
 
 
 def wheels(have: Path, folder: Path) -> Path:
-    """Fetch the pinned wheels of what stages need and a Python lacks, given a list of its packages that names its version."""
+    """Fetch the pinned wheels that stages need and a Python lacks; `have` lists its packages and names its version."""
     try:
         there = dict(re.findall(r"(?m)^([\w.-]+)(?:==(\S+))?", have.read_text("utf-8")))
     except OSError as error:

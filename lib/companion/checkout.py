@@ -1,4 +1,4 @@
-"""Whether the running code belongs to the project in the working directory: clones that share an environment could be mixed up."""
+"""Whether the running code is of the working directory's project: clones sharing an environment could be mixed up."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from robust_features.settings import UserError
 
 
 def check() -> None:
-    """Raise UserError if there is no project, or if its code is not what runs. DVC's copies for experiments are inside it."""
+    """Raise UserError without a project, or if its code is not what runs. DVC's copies for experiments lie in it."""
     code, own = paths.LIBRARY, paths.ROOT / "lib"
     if not (paths.ROOT / "params.yaml").exists():
         raise UserError(f"{Path.cwd()}: neither this folder nor one around it holds the project; change to a checkout")

@@ -1,4 +1,4 @@
-"""The settings that one groundwork notebook reads: the files under data/params/ that its stage depends on, and no others."""
+"""The settings that one groundwork notebook reads: only the files under data/params/ that its stage depends on."""
 
 import json
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def entry(kind: str, key: str, of: type[T]) -> T:
-    """An entry of run.yaml as its settings, such as entry("networks", "kim/vgg16", Group). Raises UserError if there is none."""
+    """An entry of run.yaml as settings: `entry("networks", "kim/vgg16", Group)`. Raises UserError if there is none."""
     return TypeAdapter(of).validate_python(_read(f"{kind}/{key}"))
 
 

@@ -25,9 +25,9 @@ HOLDING = ("holds", "holds, for another reason", "mostly holds")
 class Entry:
     """One entry of claims.yaml; `paper: ours, on …` makes it a control of ours, `about` the paper that it names.
 
-    `another_reason` names a control: where both hold, the claim holds for another reason than the paper's. `found` are the
-    sentences that say so in plain words: if it `holds`, if it `fails`, if there is no effect (`none`), and if it holds for that
-    other `reason`."""
+    `another_reason` names a control: where both hold, the claim holds for another reason than the paper's. `found` are
+    the sentences that say so in plain words: if it `holds`, if it `fails`, if there is no effect (`none`), and if it
+    holds for that other `reason`."""
 
     paper: str
     place: str
@@ -87,7 +87,7 @@ class Verdict:
 
     @property
     def finding(self) -> str:
-        """What was found, as a sentence: the entry's for this verdict, with the counts where comparisons disagree; else empty."""
+        """What was found: the entry's sentence for this verdict, with counts where comparisons disagree; else empty."""
         confirmed, against, undecided, without = map(self.count, ("for", "against", "open", "none"))
         total, unsure = len(self.comparisons), f", and {undecided} {'is' if undecided == 1 else 'are'} undecided"
         left = (unsure if undecided else "") + (f", {without} without effect" if without else "")
@@ -106,7 +106,7 @@ class Verdict:
 
     @property
     def deciding(self) -> Comparison | None:
-        """What decides the word: the comparison most against the claim, else the weakest open one, then one without effect."""
+        """What decides the word: the comparison most against the claim, else the weakest open, else of no effect."""
         order = ("none", "open", "for") if self.word == "no effect" else ("against", "open", "none", "for")
         for outcome in order:
             found = [each for each in self.comparisons if each.outcome == outcome]
@@ -149,7 +149,7 @@ class Verdict:
 
 
 def entries() -> dict[str, Entry]:
-    """Every entry of claims.yaml, in its order. Raises ValidationError, which names the entry and the key that is wrong."""
+    """Every entry of claims.yaml, in its order. Raises ValidationError, which names the entry and the wrong key."""
     return TypeAdapter(dict[str, Entry]).validate_python(YAML(typ="safe").load(paths.CLAIMS))
 
 
@@ -189,7 +189,7 @@ def judge(entry: Entry, folder: Path, *, without: Brought = NOTHING) -> Verdict:
 
 
 def measured(artefact: str, folder: Path) -> pd.DataFrame:
-    """The measured rows of a table's or figure's CSV: dimensions as text; value, low, high as numbers, NaN where there is none."""
+    """Measured rows of a table's or figure's CSV: dimensions as text; value, low, high as numbers, NaN where absent."""
     path = next(folder.rglob(f"{artefact}.csv"), None)
     if path is None:
         return pd.DataFrame()

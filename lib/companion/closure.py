@@ -1,4 +1,4 @@
-"""What a notebook's results depend on in this repository: its code, and every module that it imports, directly or not."""
+"""What a notebook's results depend on in this repository: its code, and every module it imports, directly or not."""
 
 import ast
 import hashlib
@@ -21,9 +21,9 @@ ATTACKS = "robust_features.attacks"
 def write(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write <notebook>.json, for groundwork <notebook>/<entry>.json, and report.json: checksums that stages depend on.
 
-    `entries` has what each notebook of groundwork runs for, by name, as run.yaml has it. Prose, comments and docstrings do not
-    count: changing them makes nothing stale. For groundwork, neither does the code that draws its page, nor an attack that
-    its entry does not name: a figure's look, or a new attack, does not retrain networks.
+    `entries` has what each notebook of groundwork runs for, by name, as run.yaml has it. Prose, comments and docstrings
+    do not count: changing them makes nothing stale. For groundwork, neither does the code that draws its page, nor an
+    attack that its entry does not name: a figure's look, or a new attack, does not retrain networks.
     """
     files = sorted(
         path
@@ -53,7 +53,7 @@ def checksums(source: str, *, without: str = "", kinds: Collection[str] | None =
 
 
 def closure(source: str, *, without: str = "", kinds: Collection[str] | None = None) -> dict[str, Path]:
-    """Modules of ours that `source` imports, directly or not, by name; not the package `without`, nor what it alone imports.
+    """Our modules that `source` imports, directly or not, by name; not the package `without`, nor what only it imports.
 
     With `kinds`, attacks count one by one: those of these kinds, and what is imported by its name.
     """

@@ -36,7 +36,7 @@ class Constructions:
     sets: Annotated[dict[str, Recipe], Field(min_length=1)]
 
     def ids(self, id: str, members: Sequence[str] | None = None) -> dict[str, tuple[Recipe, str]]:
-        """The datasets' ids, `<id>/<name>` or for every member `<id>/<name>/<member>`; each with its recipe and who makes it.
+        """The datasets' ids, `<id>/<name>` or per member `<id>/<name>/<member>`, with their recipes and who makes them.
 
         `members` of the group are by default those that are on disk.
         """
@@ -55,8 +55,8 @@ def make(
 ) -> None:
     """Make the splits of every dataset of an entry and write data/constructed/<its id>/<split>/.
 
-    If the training images are made, the splits that are not come from the dataset they were made from. An interrupted run
-    goes on with the batches that are not finished, of finished datasets too: DVC deletes what it had written.
+    If the training images are made, the splits that are not come from the dataset they were made from. An interrupted
+    run goes on with the batches that are not finished, of finished datasets too: DVC deletes what it had written.
     """
     with ExitStack() as stack:
         for name, (recipe, member) in entry.ids(id).items():
@@ -79,7 +79,7 @@ def load(id: str, split: str) -> Constructed:
 
 
 def distances(sets: Mapping[str, str], split: str) -> pd.DataFrame:
-    """One row for each made dataset, name → id: mean distance before and after, their ratio, L2 moved, percent reached, n."""
+    """One row per made dataset, name → id: mean distances before and after, ratio, L2 moved, percent reached, n."""
     rows = {}
     for name, id in sets.items():
         part = load(id, split)
@@ -101,7 +101,8 @@ def _save(
 ) -> None:
     """Write data/constructed/<id>/<split>/: what was made, and with made training images the dataset's other splits.
 
-    The card states dataset, network, recipe and precision, their checksums, the share that reached its target, and mean distances.
+    The card states dataset, network, recipe and precision, their checksums, the share that reached its target, and mean
+    distances.
     """
     maker = f"{entry.networks}/{member}"
     card = {

@@ -1,4 +1,4 @@
-"""What the bottleneck says about one network on clean and attacked images: computed once, stored, and read as rows of tables."""
+"""What the bottleneck says of a network on clean and attacked images: computed once, stored, read as rows of tables."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +22,8 @@ from robust_features.settings import describe
 class Distilled:
     """σ of sets of images for several given labels, and the classes predicted from the features that follow.
 
-    `tensors` by name: given/<label>, variance/<distilled>, sigma|robust/<distilled>/<label>. `rows`, one per image: example,
-    distilled (the set that the index was found on), given, features (Int, R, NR), image, prediction.
+    `tensors` by name: given/<label>, variance/<distilled>, sigma|robust/<distilled>/<label>. `rows`, one per image:
+    example, distilled (the set that the index was found on), given, features (Int, R, NR), image, prediction.
     """
 
     tensors: Mapping[str, Tensor]
@@ -40,12 +40,12 @@ def distil_examples(
     seed: int,
     report: Callable[[str], None] = print,
 ) -> Distilled:
-    """Channel indices and predictions for every set of (N, C, H, W) images, `clean` among them (Kim et al. 2021, Sec. 3).
+    """Channel indices and predictions for sets of (N, C, H, W) images, `clean` among them (Kim et al. 2021, Sec. 3).
 
-    For the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and the
-    index is applied to all examples; `shuffled` is the true index with its channels permuted in every image (control). For
-    each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2). Raises ValueError without
-    `clean`.
+    For the clean images, σ is found for three given labels: `true` (Table 1), `predicted` and `random` (controls), and
+    the index is applied to all examples; `shuffled` is the true index with its channels permuted in every image
+    (control). For each attacked set, σ is found anew for the `true` and for the `predicted` label (Table 2). Raises
+    ValueError without `clean`.
     """
     if "clean" not in examples:
         raise ValueError(
@@ -98,7 +98,7 @@ def halves(
     seed: int,
     given: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """(N,) classes predicted for (N, C, H, W) images from all channels (Int), robust ones (R), others (NR), as many at random as R.
+    """(N,) predictions for (N, C, H, W) images from all channels (Int), robust (R), others (NR), as many random as R.
 
     The channel index is found for the labels `given`, by default for what the network predicts: then no label leaks.
     """
@@ -122,7 +122,7 @@ def load(member: str) -> Distilled:
 
 
 def accuracies(members: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """Rows of Table 1 for members, id → dimensions: example, given, features (Int, R, NR), value, low, high, n in percent."""
+    """Rows of Table 1 for members, id → dimensions: example, given, features (Int, R, NR), value, low, high in %, n."""
     return _of_each(members, _accuracies)
 
 

@@ -1,7 +1,9 @@
-"""DVC's graph in parallel: `python -m companion engine [--paper NAME] [--only STAGE …] [--scheduler ADDRESS] [--slots N]`.
+"""DVC's graph in parallel.
 
-This process owns DVC: what has changed, the run cache, dvc.lock. Workers of Dask run the commands of stages, one at a time
-each. It leaves what `dvc repro` leaves, which does the same one stage after another and stays valid.
+    python -m companion engine [--paper NAME] [--only STAGE …] [--scheduler ADDRESS] [--slots N]
+
+This process owns DVC: what has changed, the run cache, dvc.lock. Workers of Dask run the commands of stages, one at a
+time each. It leaves what `dvc repro` leaves, which does the same one stage after another and stays valid.
 """
 
 import argparse
@@ -68,7 +70,7 @@ class Running:
 
 
 class Engine:
-    """One reproduction: stages are settled (nothing to do, or restored from the run cache) or run, until none is left."""
+    """One reproduction: stages are settled (nothing to do or restored from the run cache) or run until none is left."""
 
     def __init__(self, repo: Repo, targets: Sequence[str], report: Progress, *, force: Sequence[str] = ()):
         self.repo, self.report = repo, report
@@ -210,7 +212,7 @@ class Engine:
         return bool(outs) and all(out.exists and not out.changed_checksum() for out in outs)
 
     def _restored(self, stage: PipelineStage) -> bool:
-        """Whether the run cache had what a stage makes. Not after an attempt: new dependencies would meet old outputs."""
+        """Whether the run cache had what a stage makes. Not after a try: new dependencies would meet old outputs."""
         stage.remove_outs(ignore_remove=False, force=False)
         try:
             self.repo.stage_cache.restore(stage)
@@ -281,7 +283,7 @@ class _Lock:
 def reproduce(
     *, paper: str = "", only: Sequence[str] = (), force: Sequence[str] = (), scheduler: str = "", slots: int = 0
 ) -> bool:
-    """Run what is not up to date, of all or some stages and what they need (`force`: these anyway); returns whether all is well.
+    """Run what is stale, of all or some stages and what they need (`force`: these anyway); returns whether all is well.
 
     Raises UserError if another run holds the project, or if a name is unknown."""
     repo = Repo()
@@ -322,7 +324,7 @@ def reproduce(
 
 @contextmanager
 def _workers(scheduler: str, slots: int) -> Iterator[tuple["Client", Any]]:
-    """A client of Dask, and a function that tells the slots there are: those of a running scheduler, or of this machine."""
+    """A client of Dask, and a function that tells the slots: those of a running scheduler, or of this machine."""
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
@@ -352,7 +354,7 @@ def _remote(client: "Client") -> list[Slot]:
 
 
 def _takes(slot: Slot, stage: PipelineStage, slots: Sequence[Slot]) -> bool:
-    """Whether a slot is of the class that a stage asks for in dvc.yaml, `meta: {slot: gpu}`; if there is no such slot, any is."""
+    """Whether a slot is of the class a stage asks for in dvc.yaml, `meta: {slot: gpu}`; without such a slot, any is."""
     wanted = (stage.meta or {}).get("slot", "cpu")
     return wanted in slot.classes or not any(wanted in each.classes for each in slots)
 
@@ -399,7 +401,7 @@ def usual(scale: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def expected(stages: Iterable[str], known: Mapping[str, float]) -> dict[str, float]:
-    """Seconds for stages: where they are not known, by the passes through networks that are counted. Only the order matters."""
+    """Seconds for stages: where not known, by the counted passes through networks. Only the order matters."""
     heavy = ("networks@", "construct@", "transfer@")
     if not paths.RUN.exists() or all(name in known for name in stages if name.startswith(heavy)):
         return dict(known)
@@ -428,7 +430,9 @@ def _holder(repo: Repo) -> str:
 
 
 def targets(repo: Repo, paper: str, only: Sequence[str] = ()) -> list[str]:
-    """The stages of a paper's sections, and those whose names or sections begin with `only`. Raises UserError for unknown names."""
+    """The stages of a paper's sections, and those whose names or sections begin with `only`.
+
+    Raises UserError for unknown names."""
     names = [stage.addressing for stage in repo.index.stages if isinstance(stage, PipelineStage)]
     found = [name for name in names if paper and name.startswith(f"{paper}@")]
     if paper and not found:

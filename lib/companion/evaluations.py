@@ -1,4 +1,4 @@
-"""What attacks do to a network, as it is kept: one row per image and attack, and the adversarial images that pages show."""
+"""What attacks do to a network, as kept: one row per image and attack, and the adversarial images that pages show."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -70,7 +70,7 @@ def attack_each(
 def save(
     folder: Path, found: Evaluation, attacks: Mapping[str, Attack], labels: Tensor, precision: Mapping[str, str]
 ) -> None:
-    """Write rows.csv (example, image, label, prediction, l2, linf), the kept images, and the attacks' settings to a folder."""
+    """Write rows.csv (example, image, label, prediction, l2, linf), kept images and attacks' settings to a folder."""
     parts = [
         pd.DataFrame({"label": labels, "prediction": attacked.predictions, "l2": attacked.l2, "linf": attacked.linf})
         .rename_axis("image")
@@ -99,14 +99,14 @@ def load(member: str) -> Evaluation:
 
 
 def row(result: Attacked, clean: Attacked, labels: Tensor) -> dict[str, float]:
-    """Accuracy with its interval (percent), and mean L2 and L∞ norm (pixels in [0, 1]) over the images that the attack fooled."""
+    """Accuracy and its interval (percent), mean L2 and L∞ norm (pixels in [0, 1]) of images that the attack fooled."""
     fooled = (clean.predictions == labels) & (result.predictions != labels)
     accuracy = asdict(accuracy_of(result.predictions, labels))
     return accuracy | {"l2": result.l2[fooled].mean().item(), "linf": result.linf[fooled].mean().item()}
 
 
 def measures(members: Mapping[str, Mapping[str, str]], names: Collection[str]) -> pd.DataFrame:
-    """Rows of Tables 3 and 4 of Kim et al. for members, id → dimensions, and the attacks made on them: accuracy and mean norms."""
+    """Rows of Tables 3 and 4 of Kim et al. for members, id → dimensions, and attacks on them: accuracy, mean norms."""
     rows = []
     for member, dimensions in members.items():
         found, labels = load(member), datasets.load(dimensions["dataset"], "test").labels
@@ -129,7 +129,7 @@ def across(networks: Mapping[str, Network], sets: Mapping[str, ImageSet], *, har
 
 
 def along_norm(found: Evaluation, labels: Tensor, *, norm: Literal["l2", "linf"], radii: Tensor) -> pd.DataFrame:
-    """Accuracy if only perturbations up to each radius count, for every attack: example, radius, value, low, high, n."""
+    """Accuracy if only perturbations up to each radius count, per attack: example, radius, value, low, high, n."""
     right = found["clean"].predictions == labels
     rows = []
     for name, result in found.items():

@@ -1,4 +1,4 @@
-"""Networks without their training: `make publish` keeps some beside the pages, `make fetch SCALE=photographs` lays them ready.
+"""Networks without training: `make publish` keeps some with the pages, `make fetch SCALE=photographs` lays them ready.
 
 They are kept in half precision, a network a record, under reports/published/<scale>/networks/, with the checksum of the
 settings and images that they were trained with. A stage whose training has that checksum takes the network that is laid

@@ -1,4 +1,4 @@
-"""Groups: networks that a table or a figure compares, trained, attacked and distilled by one stage; on a CPU, side by side."""
+"""Networks that a table or a figure compares, trained, attacked and distilled by one stage; on a CPU, side by side."""
 
 import json
 import os
@@ -57,7 +57,7 @@ class Group:
         return self
 
     def runs(self, member: str) -> dict[str, Training]:
-        """The names of a member's records, and what each is of: its own for the first seed, `<member>-seed<n>` for others."""
+        """The names of a member's records, and of what: its own for the first seed, `<member>-seed<n>` for others."""
         model, (first, *others) = self.members[member], self.seeds
         return {member: replace(model, seed=first)} | {f"{member}-seed{n}": replace(model, seed=n) for n in others}
 
@@ -103,7 +103,7 @@ def make(
 
 
 def accuracies(name: str, group: Group, *, only: Collection[str] = ()) -> pd.DataFrame:
-    """One row per member and attack (of all, or of `only`), `clean` among them: dataset, member, example, value, low, high, n.
+    """One row per member and attack (all, or `only`), with `clean`: dataset, member, example, value, low, high, n.
 
     Percent; for one seed with Wilson's interval over the n images, for several with Student's over the n seeds.
     """

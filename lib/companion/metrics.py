@@ -15,7 +15,7 @@ EXAMPLES = ("clean", "pgd", "l2")  # the attacks on a network that most groups h
 
 
 def write(run: dict[str, Any]) -> Path:
-    """Write reports/<scale>/metrics.json: how many claims have each verdict, and the accuracy of every network in percent."""
+    """Write reports/<scale>/metrics.json: how many claims have each verdict and every network's accuracy in percent."""
     words = Counter(verdict.word for found in ledger(run).values() for verdict in found)
     found = {"verdicts": dict(sorted(words.items())), "accuracy": accuracies(run)}
     target = file(run["scale"])

@@ -1,4 +1,4 @@
-"""What does not fit together in a run, though each entry is valid by itself: names that refer to nothing, networks and images."""
+"""What does not fit together in a run, though each entry is valid: names that refer to nothing, networks and images."""
 
 import ast
 import json
@@ -89,7 +89,7 @@ def _constructed(run: "Run") -> Iterator[Mismatch]:
 
 
 def _of_one_origin(run: "Run") -> Iterator[Mismatch]:
-    """Networks that begin with the very weights of the one that made their images: these tell them more than they tell others.
+    """Networks that begin with the very weights of their images' maker: these tell them more than they tell others.
 
     A VGG-16 of its maker's seed learnt 41 % of CIFAR-10's test images from D_rand, others 10 to 18 %."""
     makers = {

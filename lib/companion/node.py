@@ -1,6 +1,7 @@
-"""Runs a bundle where there is neither network nor DVC nor git: `python run.py --minutes 9`, again and again until all is done.
+"""Runs a bundle where there is no network, DVC or git: `python run.py --minutes 9`, again and again until all is done.
 
-companion.bundle copies this file into a bundle as run.py, so it uses only the standard library, and takes back what it packs.
+companion.bundle copies this file into a bundle as run.py, so it uses only the standard library, and takes back what it
+packs.
 """
 
 import argparse
@@ -49,7 +50,7 @@ class Stage:
 
 
 def write_parts(folder: Path, files: Mapping[str, Path], size: int, **about: Any) -> None:
-    """Write files, by the names they are to have, as parts of an archive of at most `size` bytes, and their SHA-256 last."""
+    """Write files, by the names they get, as parts of an archive of at most `size` bytes, and their SHA-256 last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # without it, nothing half-written is taken for whole
     for old in folder.glob("part-*"):
@@ -69,7 +70,7 @@ def write_parts(folder: Path, files: Mapping[str, Path], size: int, **about: Any
 
 
 def read_parts(folder: Path, target: Path) -> dict[str, Any]:
-    """Check the parts in a folder and unpack them to `target`; what the manifest says. Raises ValueError naming damaged parts."""
+    """Check and unpack a folder's parts to `target`; what the manifest says. Raises ValueError naming damaged parts."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
@@ -93,7 +94,7 @@ def read_parts(folder: Path, target: Path) -> dict[str, Any]:
 
 
 def prepare(bundle: Path, work: Path) -> Path:
-    """Check a bundle, unpack it to work/project and install its wheels, unless that is done; raises ValueError if it cannot be."""
+    """Check a bundle, unpack it to work/project, install its wheels, unless done; raises ValueError if it cannot be."""
     project, mark = work / "project", work / "prepared"
     try:
         known = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
@@ -115,7 +116,7 @@ def prepare(bundle: Path, work: Path) -> Path:
 def run(
     stages: Sequence[Stage], project: Path, lock: IO[str], stop: threading.Event, *, at_once: int, deadline: float
 ) -> dict[str, str]:
-    """Run what is not done, in order, until `stop`, or `deadline` of the monotonic clock; returns what is left, and why."""
+    """Run what is not done, in order, until `stop` or `deadline` (monotonic clock); returns what is left, and why."""
     running: dict[Stage, tuple[subprocess.Popen[bytes], float]] = {}
     left: dict[str, str] = {}
     done = finished(stages, project)
@@ -160,7 +161,7 @@ def finished(stages: Iterable[Stage], project: Path) -> dict[str, float]:
 
 
 def results(stages: Iterable[Stage], project: Path, *, weights: bool) -> dict[str, Path]:
-    """What is brought back from finished stages, and all logs: sections, cards with histories, rows; weights if asked."""
+    """What comes back from finished stages, and all logs: sections, cards with histories, rows; weights if asked."""
     done = finished(stages, project)
     outs = [project / out for stage in stages if stage.name in done for out in stage.outs]
     found = [path for out in outs for path in (sorted(out.rglob("*")) if out.is_dir() else [out]) if path.is_file()]

@@ -37,7 +37,10 @@ from robust_features.training import Training
 HEAD = "# Made of params.yaml and scales/ by `make`, for the scale that params.yaml names: edit those, not this.\n"
 DIVIDED = ("datasets", "networks", "constructed", "transfers", "sections")  # one file per entry
 PAPERS_NAMES = {"wide-resnet": "wrn28-10", "resnet-v2": "resnet56-v2"}  # kinds that published.yaml names differently
-STALE = "run.yaml was made of another params.yaml, or scales/, than there is now: run `make`, or `python -m companion params`"
+STALE = (
+    "run.yaml was made of another params.yaml, or scales/, than there is now: run `make`,"
+    " or `python -m companion params`"
+)
 
 
 @settings
@@ -63,7 +66,7 @@ class Run:
         return {f"{name}/{member}": model for name, group in chosen.items() for member, model in group.members.items()}
 
     def dimensions(self, groups: str, *defences: str) -> dict[str, dict[str, str]]:
-        """What tables call the members of these defences (of all, if none is named): dataset, network as it is, defence."""
+        """What tables call the members of these defences (all if none is named): dataset, network as it is, defence."""
         called = {
             id: {
                 "dataset": model.dataset,
@@ -141,8 +144,8 @@ def make(scale: str = "") -> Path:
 def split(folder: Path) -> Path:
     """Every entry of run.yaml as a file of its own, <key>.json or <key>/<entry>.json: what stages depend on.
 
-    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage; of
-    files it keeps only checksums. Raises UserError if run.yaml was made from other ones than there are now.
+    DVC would keep the values of parameters in dvc.lock, thousands of lines that it reads and writes after every stage;
+    of files it keeps only checksums. Raises UserError if run.yaml was made from other ones than there are now.
     """
     found = read(paths.RUN)
     if found.get("made_of") != _checksum(written()):
@@ -157,7 +160,7 @@ def split(folder: Path) -> Path:
 
 
 def _files(run: dict[str, Any], datasets: Mapping[str, Source]) -> Iterator[tuple[str, Any]]:
-    """The names and contents of these files. How features are distilled is stated once, and read by groups that distil."""
+    """Names and contents of these files. How features are distilled is stated once, and read by groups that distil."""
     for key, value in run.items():
         for name, part in value.items() if key in DIVIDED else ():
             distils = key == "networks" and part.get("distil")
@@ -171,7 +174,7 @@ def _files(run: dict[str, Any], datasets: Mapping[str, Source]) -> Iterator[tupl
 
 
 def _notice_what_datasets_read(run: Run) -> None:
-    """Let DVC write the settings' files again if images outside of the project have changed: their fingerprints are among them."""
+    """Let DVC rewrite the settings' files if images outside the project change: their fingerprints are among them."""
     folder = paths.DATA / "params"
     for name, data in run.datasets.items():
         known = folder / "outside" / f"{name}.json"

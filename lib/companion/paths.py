@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def _root() -> Path:
-    """The checkout that the working directory is in; else the one this file is in: two clones may share an environment."""
+    """The checkout that the working directory is in, else this file's: two clones may share an environment."""
     here = Path.cwd()
     inside = [
         folder
@@ -29,7 +29,7 @@ PAGE = "COMPANION_PAGE"  # names the folder of the page that the pipeline makes;
 
 
 def page_folder() -> Path:
-    """Where tables and figures are written: the page's own folder, or data/explored/ where a notebook is run by hand."""
+    """Where tables and figures are written: the page's folder, or data/explored/ where a notebook is run by hand."""
     return Path(os.environ.get(PAGE) or DATA / "explored")
 
 

@@ -33,12 +33,12 @@ PARAMETERS, INJECTED, MARKER = "parameters", "injected-parameters", "papermill-e
 
 
 def run(path: Path, *, key: str = "") -> Path:
-    """Execute a notebook in this environment's kernel: groundwork for an entry of run.yaml, or a section with its parameters.
+    """Run a notebook in this environment's kernel: groundwork for an entry of run.yaml, a section with its parameters.
 
-    A section's page is written to reports/<scale>/<section>/; groundwork is kept executed under data/runs/, for `pages`.
-    Raises UserError before any work for a notebook or key that is not there, and if a cell fails or the kernel dies; the
-    notebook, as far as it came, is then in data/failed/."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
+    A section's page is written to reports/<scale>/<section>/; groundwork is kept executed under data/runs/, for
+    `pages`. Raises UserError before any work for a notebook or key that is not there, and if a cell fails or the kernel
+    dies; the notebook, as far as it came, is then in data/failed/."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, 2 s to import
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -204,7 +204,7 @@ def commit() -> str:
 
 
 def _changed() -> bool:
-    """Whether files differ from the commit, except for the scale that is asked for and what a run writes: run.yaml, dvc.lock."""
+    """Whether files differ from the commit, except the scale asked for and what a run writes: run.yaml, dvc.lock."""
     if _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!run.yaml", ":!params.yaml"):
         return True
     lines = _git("diff", "--unified=0", "HEAD", "--", "params.yaml").splitlines()
@@ -233,7 +233,7 @@ def _failure(name: str, notebook: Any, partial: Path) -> str:
 
 
 def _given(source: str, injected: str) -> str:
-    """A `parameters` cell with the values that papermill injected; its comments, and parameters that were not given, stay."""
+    """A `parameters` cell with the values that papermill injected; its comments, and parameters not given, stay."""
     values = {ast.unparse(node.targets[0]): node.value for node in ast.parse(injected).body}
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
@@ -249,7 +249,7 @@ def _tags(cell: Any) -> list[str]:
 
 
 def _found(path: Path) -> Path:
-    """A notebook named as seen from here, or from the project's folder, or by its name. Raises UserError if there is none."""
+    """A notebook named as seen from here or the project's folder, or by its name. Raises UserError if there is none."""
     for place in (path, paths.ROOT / path, paths.NOTEBOOKS / f"{path}.ipynb"):
         if place.is_file() and read(place):
             return Path(os.path.abspath(place))
@@ -283,7 +283,7 @@ def _from_root(word: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says about this checkout, whoever owns it: not about a repository around it, nor one that a hook runs for."""
+    """What git says about this checkout, whoever owns it: not about one around it, nor one that a hook runs for."""
     return _output("git", f"--git-dir={paths.ROOT / '.git'}", f"--work-tree={paths.ROOT}", *arguments)
 
 
@@ -297,7 +297,7 @@ def _output(*command: str) -> str:
 
 
 def _check_kernel() -> None:
-    """Raise UserError if the kernel python3 belongs to another environment: the machine's kernel may hide this one's."""
+    """Raise UserError if kernel python3 belongs to another environment: the machine's kernel may hide this one's."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     spec = KernelSpecManager().get_kernel_spec("python3")

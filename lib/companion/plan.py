@@ -1,8 +1,9 @@
 """What a scale costs, before it runs: `python -m companion plan [SCALE]`.
 
-It counts passes, one image forward and back through a network, and times one pass of each network on this machine. For attacks
-that stop once an image is fooled, only a share of the images is counted, `surviving`. Regularisers and the sections, which mostly
-read what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline` says what one GPU would take.
+It counts passes, one image forward and back through a network, and times one pass of each network on this machine. For
+attacks that stop once an image is fooled, only a share of the images is counted, `surviving`. Regularisers and the
+sections, which mostly read what is there, are not counted. For the scale `gpu` nothing is timed: `companion.roofline`
+says what one GPU would take.
 """
 
 import math
@@ -39,7 +40,7 @@ CLASSES, BATCH, ROUNDS = 10, 100, 3  # of the networks and the batches that are 
 
 @dataclass(frozen=True)
 class Work:
-    """Equal calls of one network, or of its head alone, in a stage: the number of batches, and of images in all of them."""
+    """Equal calls of one network, or of its head alone, in a stage: the number of batches, and of images in all."""
 
     stage: str
     record: str  # what is trained, attacked or made by it
@@ -193,7 +194,7 @@ def plan(run: Run) -> pd.DataFrame:
 
 
 def counted(run: Run) -> pd.DataFrame:
-    """One row per heavy stage, in the order of params.yaml: networks, million passes, TFLOP, minutes on one GPU as counted."""
+    """One row per heavy stage, in params.yaml's order: networks, million passes, TFLOP, counted minutes on one GPU."""
     costs: dict[tuple[str, int, Kind], roofline.Cost] = {}
     rows = []
     for work in works(run):
@@ -220,7 +221,7 @@ def needs(run: Run, paper: str) -> tuple[list[str], list[str]]:
 
 
 def subtotals(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per paper, from `counted`: its stages, TFLOP, and minutes: of work, to start and to read, of sections, all."""
+    """One row per paper, from `counted`: stages, TFLOP, and minutes: of work, to start and read, of sections, all."""
     found = {}
     for paper in dict.fromkeys(_paper(name) for name in run.networks):
         stages, data = needs(run, paper)
@@ -291,7 +292,8 @@ def main() -> None:
     print(rows.round({"million passes": 2, "hours": 2}).to_string())
     hours = rows["hours"].sum()
     print(
-        f"\n{run.scale}: {len(rows)} stages, {rows['million passes'].sum():.1f} million passes, {hours:.1f} hours one by one;"
+        f"\n{run.scale}: {len(rows)} stages, {rows['million passes'].sum():.1f} million passes,"
+        f" {hours:.1f} hours one by one;"
     )
     print(f"at best {max(hours / slots, rows['hours'].max()):.1f} hours on {slots} cores or GPUs.")
 
@@ -300,10 +302,12 @@ def _print_counted(run: Run) -> None:
     rows = counted(run)
     print(rows.round({"million passes": 2, "TFLOP": 0, "minutes": 2}).to_string())
     print(
-        f"\n{run.scale}, a paper with all that it needs, minutes: of its stages, to start them and to read datasets, of its pages"
+        f"\n{run.scale}, a paper with all that it needs, minutes: of its stages, to start them and to read datasets,"
+        " of its pages"
     )
     print(subtotals(run, rows).round({"TFLOP": 0, "work": 1, "starts": 1, "sections": 1, "minutes": 1}).to_string())
     print(
-        f"counted, not measured: one H100 at {roofline.RATE['bf16'] / 1e12:.0f} TFLOP/s in bf16, {roofline.RATE['fp32'] / 1e12:.0f}"
-        f" in TF32, {roofline.BANDWIDTH / 1e12:.1f} TB/s, and {1e6 * roofline.LAUNCH:.0f} µs an operation; one stage after another"
+        f"counted, not measured: one H100 at {roofline.RATE['bf16'] / 1e12:.0f} TFLOP/s in bf16,"
+        f" {roofline.RATE['fp32'] / 1e12:.0f} in TF32, {roofline.BANDWIDTH / 1e12:.1f} TB/s,"
+        f" and {1e6 * roofline.LAUNCH:.0f} µs an operation; one stage after another"
     )

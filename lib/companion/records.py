@@ -78,7 +78,7 @@ def members(group: str) -> list[str]:
 
 
 def interrupted(kind: str, settings: Any, tensors: Iterable[Tensor]) -> Path:
-    """data/interrupted/<kind>-<digest of all it depends on>: unfinished work is kept outside DVC's outputs, which it deletes.
+    """data/interrupted/<kind>-<digest of all it depends on>: unfinished work, outside DVC's outputs, which it deletes.
 
     All that the method's code says is part of it: what an older one began is not finished by another."""
     return paths.DATA / "interrupted" / f"{kind}-{digest([settings, _method()], tensors)}"
@@ -162,7 +162,7 @@ def _card(folder: Path, name: str, key: str) -> dict[str, Any]:
 
 
 def _kept(place: Path) -> Tensors | None:
-    """What an interrupted run kept in `place`; None if there is nothing, or nothing whole, which is reported and removed."""
+    """What an interrupted run kept in `place`; None if there is nothing, or nothing whole (reported and removed)."""
     if not place.exists():
         return None
     try:

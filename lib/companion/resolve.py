@@ -30,7 +30,7 @@ TABLES = ("threat", "attacks", "recipes", "regularisers", "masks")  # what is re
 
 
 class Written(dict[str, Any]):
-    """A mapping that knows, of each of its keys, where the value was written: `scales/quick.yaml, recipes.kim.epochs`."""
+    """A mapping that knows of each key where the value was written: `scales/quick.yaml, recipes.kim.epochs`."""
 
     def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]):
         super().__init__(values)
@@ -38,7 +38,7 @@ class Written(dict[str, Any]):
 
 
 def written() -> dict[str, Any]:
-    """What params.yaml says, and under `scales` what each file of scales/ says, by name. Raises UserError as `read` does."""
+    """What params.yaml says, and under `scales` each file of scales/, by name. Raises UserError as `read` does."""
     scales = {path.stem: read(path) for path in sorted(paths.SCALES.glob("*.yaml"))}
     return read(paths.PARAMS) | {"scales": scales}
 
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def resolve(text: Mapping[str, Any], scale: str) -> Written:
-    """All settings of a scale, from what is `written`: what `Run` validates. Raises UserError for a name that is not defined."""
+    """All settings of a scale, from what is `written`: what `Run` validates. Raises UserError for an undefined name."""
     scales = text["scales"]
     if scale not in scales:
         raise UserError(
@@ -91,7 +91,7 @@ def resolve(text: Mapping[str, Any], scale: str) -> Written:
 
 
 def merge(first: Any, second: Any, *, keep: bool = False) -> Any:
-    """`second` over `first`; with `keep`, its nulls stay, for what the entry inherits from others has yet to be removed."""
+    """`second` over `first`; with `keep`, its nulls stay, for what the entry inherits has yet to be removed."""
     if not (isinstance(first, Written) and isinstance(second, Written)):
         return second
     if "kind" in second and second["kind"] != first.get("kind"):

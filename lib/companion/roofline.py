@@ -1,12 +1,13 @@
 """How long a GPU that is not at hand would take: counted from a network's operations.
 
-A call of a network on a batch takes the longer of two times: the device's, for its arithmetic and for the memory that it
-reads and writes, and the host's, to launch its operations one after the other; recorded operations are launched at once. What
-narrow and depthwise layers lack in arithmetic they spend on memory, so that their low rates need no number of their own.
+A call of a network on a batch takes the longer of two times: the device's, for its arithmetic and for the memory that
+it reads and writes, and the host's, to launch its operations one after the other; recorded operations are launched at
+once. What narrow and depthwise layers lack in arithmetic they spend on memory, so that their low rates need no number
+of their own.
 
-Compared with one H200, on random images of 32 pixels: PGD-10 training of a VGG-16 took 14.0 ms a batch of 128 (counted: 13.3)
-and 22 ms a batch of 256 (26.5); with the attack alone recorded, of a WRN-28-10 113 ms a batch of 128 (192), and PGD-3
-training of a ResNet-18 10 ms (10.5).
+Compared with one H200, on random images of 32 pixels: PGD-10 training of a VGG-16 took 14.0 ms a batch of 128 (counted:
+13.3) and 22 ms a batch of 256 (26.5); with the attack alone recorded, of a WRN-28-10 113 ms a batch of 128 (192), and
+PGD-3 training of a ResNet-18 10 ms (10.5).
 """
 
 import math
@@ -25,18 +26,21 @@ from robust_features.networks import NetworkSettings, build, folded
 
 Kind = Literal["training", "attack", "forward", "head"]
 
-# One H100 SXM, by its data sheet: 989 dense TFLOP/s in bf16, half of it in TF32, in which convolutions of float32 run; 3.35 TB/s.
-# A quarter of the former and half of the latter are taken for reached: images of 32 pixels come in batches of 100 to 250.
+# One H100 SXM, by its data sheet: 989 dense TFLOP/s in bf16, half of it in TF32, in which convolutions of float32 run;
+# 3.35 TB/s. A quarter of the former and half of the latter are taken for reached: images of 32 pixels come in batches
+# of 100 to 250.
 SHARE = 0.25
 RATE = {"bf16": SHARE * 989e12, "fp32": SHARE * 495e12}  # FLOP/s
 BANDWIDTH = 0.5 * 3.35e12  # bytes/s
 BYTES = {"bf16": 2, "fp32": 4}  # of a number
-# Seconds of the host an operation, with its layer's call in Python, casts of its weights and its node for autograd: what a batch
-# took on the H200's host while nothing was recorded, 37 µs an operation of PGD-10 training and 47 µs of standard training.
+# Seconds of the host an operation, with its layer's call in Python, casts of its weights and its node for autograd:
+# what a batch took on the H200's host while nothing was recorded, 37 µs an operation of PGD-10 training and 47 µs of
+# standard training.
 LAUNCH = 40e-6
 
-# Operations of a step beside those of the network, counted by a dispatch mode on narrow networks: augmentation, optimiser and
-# schedule; two or three layers' or all layers' HSIC; what an attack does with its gradient; noise and Adam of a distillation.
+# Operations of a step beside those of the network, counted by a dispatch mode on narrow networks: augmentation,
+# optimiser and schedule; two or three layers' or all layers' HSIC; what an attack does with its gradient; noise and
+# Adam of a distillation.
 BESIDE = {
     "training": 50,
     "regularised": 250,
@@ -87,8 +91,9 @@ class _Counter(TorchDispatchMode):
 
 
 def cost(network: NetworkSettings, size: int, kind: Kind) -> Cost:
-    """Of images of `size` pixels: `training` forward and back to the weights, `attack` folded and back to the images, `forward`
-    folded without gradients, `head` f_l+ forward and back to the features. Nothing is computed: tensors have shapes only.
+    """Of images of `size` pixels: `training` forward and back to the weights, `attack` folded and back to the images,
+    `forward` folded without gradients, `head` f_l+ forward and back to the features. Nothing is computed: tensors have
+    shapes only.
     """
     built = build(network, CLASSES, seed=0)
     run: nn.Module = (built.train() if kind == "training" else folded(built.eval())).to("meta")
@@ -105,9 +110,9 @@ def cost(network: NetworkSettings, size: int, kind: Kind) -> Cost:
 
 
 def seconds(of: Cost, images: float, calls: float, does: str, precision: Precision, *, recorded: bool = False) -> float:
-    """Of one H100, for so many images in so many calls of which each does something beside the network, an entry of BESIDE.
+    """Of one H100, for so many images in so many calls, each with something beside the network, an entry of BESIDE.
 
-    `recorded`: of a step of training, of which only that something is launched one by one, and of an attack in it, nothing.
+    `recorded`: of a step of training only that something is launched one by one, and of an attack in it, nothing.
 
     >>> nothing_but_launches = Cost(flops=0, numbers=0, operations=70)
     >>> seconds(nothing_but_launches, images=1e6, calls=1000, does="pgd", precision="bf16")

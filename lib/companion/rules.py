@@ -27,12 +27,12 @@ class Rule:
     - `above`: every row exceeds a constant;
     - `peak`: along an ordered dimension, some value between the ends exceeds both ends;
     - `falls`, `rises`: along it, the last value lies below (above) the first, and none goes back;
-    - `reverses` with `compare`, `more`, `less`: at its largest value `more` exceeds `less`, at some smaller one the reverse;
+    - `reverses` with `compare`, `more`, `less`: at its largest value `more` exceeds `less`, at a smaller the reverse;
     - `correlates`: the value rises with another column.
 
-    A difference that lies within `negligible` points, with all of its interval, is no effect. `some`: the claim is about some
-    networks, so that one comparison for it is enough. `unit` is that of the values.
-    `where` and `unless` keep and leave out rows by the values of a dimension."""
+    A difference that lies within `negligible` points, with all of its interval, is no effect. `some`: the claim is
+    about some networks, so that one comparison for it is enough. `unit` is that of the values. `where` and `unless`
+    keep and leave out rows by the values of a dimension."""
 
     compare: str = ""
     more: str | tuple[str, ...] = ""
@@ -83,7 +83,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs were compared.
+    """One answer to a claim: where, which way the intervals lie apart, by how much, the numbers, how many pairs.
 
     `none`: wherever they are in their intervals, they differ by less than is worth a word."""
 
@@ -119,7 +119,7 @@ def compared(rule: Rule, rows: DataFrame) -> Iterator[Comparison]:
 
 
 def most_against(found: Iterable[Comparison]) -> Comparison:
-    """The comparison that speaks most against the claim; margins of those whose intervals overlap are another measure."""
+    """The comparison most against the claim; margins of those whose intervals overlap are another measure."""
     return min(found, key=lambda each: (("against", "open", "none", "for").index(each.outcome), each.margin))
 
 
@@ -183,7 +183,7 @@ def _reversal(rule: Rule, part: DataFrame, where: str) -> Iterator[Comparison]:
 
 
 def _correlated(rows: DataFrame, column: str) -> Iterator[Comparison]:
-    """Pearson's correlation with its 95 % interval by Fisher's transformation; fewer than four points decide nothing."""
+    """Pearson's correlation with its 95 % interval by Fisher's transform; fewer than four points decide nothing."""
     from scipy.stats import pearsonr  # takes a second to import
 
     points = rows.assign(other=pd.to_numeric(rows[column])).dropna(subset=["other", "value"])
@@ -209,10 +209,10 @@ def _pair(more: Series, less: Series, where: str, numbers: str, looks: int = 1) 
 
 
 def difference(more: Series, less: Series) -> tuple[float, float, float]:
-    """The difference of two values, and the least and the largest that their 95 % intervals allow; NaN without intervals.
+    """The difference of two values, and the least and largest that their 95 % intervals allow; NaN without intervals.
 
-    It leaves out zero if and only if the two intervals do not overlap, and holds the true difference in more than 99 of 100
-    cases: 95 % intervals of independent values that are equally wide part by chance in 0.56 %."""
+    It leaves out zero if and only if the two intervals do not overlap, and holds the true difference in more than 99 of
+    100 cases: 95 % intervals of independent values that are equally wide part by chance in 0.56 %."""
     return more["value"] - less["value"], more["low"] - less["high"], more["high"] - less["low"]
 
 

@@ -10,7 +10,7 @@ from robust_features.settings import settings
 
 @settings
 class Study:
-    """The datasets and groups of networks, of all scales, that the claims are judged by and the papers' numbers stand beside."""
+    """Datasets and groups of networks, of all scales, that claims are judged by and papers' numbers stand beside."""
 
     datasets: tuple[str, ...]
     networks: tuple[str, ...]
@@ -22,7 +22,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Brought:
-    """What a run has besides the study: it is run and shown like all else, but has no vote and no paper's value beside it."""
+    """What a run has besides the study: run and shown like all else, without a vote or a paper's value beside it."""
 
     datasets: frozenset[str] = frozenset()  # and entries of `constructed` made from them
     marks: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ NOTHING = Brought()
 
 
 def brought(run: dict[str, Any]) -> Brought:
-    """What a reader has brought to a run, as run.yaml has it; nothing for one that names no study, such as a published one."""
+    """What a reader has brought to a run, by run.yaml; nothing for one that names no study, such as a published one."""
     if "study" not in run:
         return NOTHING
     known = run["study"]

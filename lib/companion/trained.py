@@ -18,10 +18,10 @@ TRUE = "validation-true"  # for datasets whose validation images a network made:
 
 
 def splits(settings: Training) -> dict[str, ImageSet]:
-    """The images to train on, and those to watch: `validation`, which for a constructed dataset is constructed like the others.
+    """The images to train on, and those to watch: `validation`, for a constructed dataset constructed like the others.
 
-    `keep: best-true` watches the images that these were made from, with their true labels, which a learner does not have.
-    Of epochs that are equally good the last is kept: constructed images are soon all classified as constructed.
+    `keep: best-true` watches the images that these were made from, with their true labels, which a learner does not
+    have. Of epochs that are equally good the last is kept: constructed images are soon all classified as constructed.
     """
     there = settings.keep == "best-true" and (datasets.folder(settings.dataset) / TRUE).exists()
     watched = datasets.load(settings.dataset, TRUE if there else "validation")

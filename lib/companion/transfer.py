@@ -1,4 +1,4 @@
-"""Transfer: images made adversarial to sources, shown to victims (Springer et al. 2021, Sec. 5.2; Ilyas et al., Sec. 3.3)."""
+"""Transfer: images adversarial to sources shown to victims (Springer et al. 2021, Sec. 5.2; Ilyas et al., Sec. 3.3)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ from robust_features.statistics import wilson
 
 @settings
 class Transfer:
-    """Every member of the group `sources` attacked by each of `attacks`, the results shown to every member of `victims`."""
+    """Every member of group `sources` attacked by each of `attacks`, the results shown to every member of `victims`."""
 
     dataset: str
     sources: str
@@ -33,10 +33,11 @@ class Transfer:
 
 
 def make(id: str, transfer: Transfer, *, hardware: Hardware, seed: int, report: Callable[[str], None] = print) -> None:
-    """Attack the test images through every source, and write data/transfers/<id>/: every victim's predictions, some images.
+    """Attack the test images through every source; write data/transfers/<id>/: every victim's predictions, some images.
 
-    Targeted attacks aim at a random wrong class of each image, the same for all sources. rows.csv has one row per source, attack,
-    victim (the source too, as `itself`) and image. An interrupted run goes on with the sources and attacks not finished.
+    Targeted attacks aim at a random wrong class of each image, the same for all sources. rows.csv has one row per
+    source, attack, victim (the source too, as `itself`) and image. An interrupted run goes on with the sources and
+    attacks not finished.
     """
     images = datasets.load(transfer.dataset, "test")
     targets = wrong_classes(images.labels, len(images.classes), seed)
@@ -104,7 +105,7 @@ def images(id: str, source: str, attack: str) -> Tensor:
 
 
 def successes(id: str, transfer: Transfer) -> pd.DataFrame:
-    """One row per source, attack and victim: percentage of all test images misclassified or, targeted, classified as the target."""
+    """One row per source, attack, victim: percent of all test images classified wrongly or, targeted, as the target."""
     return pd.DataFrame(_successes(rows(id), transfer))
 
 

@@ -1,9 +1,9 @@
-"""A process that has imported the packages of others, and forks: stages and kernels start in a tenth of a second, not in five.
+"""A process that has imported others' packages and forks: stages and kernels start in a tenth of a second, not in five.
 
     python -m companion.warm NUMBER     serve at the socket that this file descriptor is, until standard input ends
 
-On Linux only. This process never computes, for threads do not survive a fork, and never imports the project's own code, which
-may change between two stages. Where there is a GPU it imports nothing: CUDA does not survive a fork either.
+On Linux only. This process never computes, for threads do not survive a fork, and never imports the project's own code,
+which may change between two stages. Where there is a GPU it imports nothing: CUDA does not survive a fork either.
 """
 
 import atexit
@@ -46,10 +46,10 @@ PATIENCE = 10  # seconds between asking a process to end and ending it
 
 
 class Process:
-    """A command in a fork of the warm process, `python -m …` without a new interpreter; offers as much of Popen as its users need.
+    """A command in a fork of the warm process, `python -m …` without a new interpreter; has what users need of Popen.
 
-    It leads a session of its own, which ends when the process that asked for it is gone, however that ended. Raises OSError if
-    no warm process listens."""
+    It leads a session of its own, which ends when the process that asked for it is gone, however that ended. Raises
+    OSError if no warm process listens."""
 
     stdin = stdout = stderr = None
 
@@ -112,7 +112,7 @@ class Provisioner(LocalProvisioner):
 
 @contextmanager
 def serving(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A warm process for this block; yields what its users' environment must contain: nothing if there can be no warm process."""
+    """A warm process for this block; yields what its users' environment must contain: nothing if there can be none."""
     if not hasattr(os, "pidfd_open"):  # another system than Linux
         yield {}
         return
@@ -171,7 +171,7 @@ def main(server: socket.socket) -> None:
 
 
 def _serve(server: socket.socket) -> dict[str, Any] | None:
-    """Import, and fork for everyone who asks. Returns in a fork: what it is to become; and at the end of standard input: None."""
+    """Import, and fork for all who ask. Returns in a fork what it is to become; at the end of standard input None."""
     with server:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how watchers ended
         while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
@@ -201,7 +201,7 @@ def _import_packages() -> None:
     os.environ["MPLBACKEND"] = BACKEND
     # a kernel reads it when it is imported, and says more where there is none
     os.environ["JPY_PARENT_PID"] = str(os.getpid())
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, and 2 s to import
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # optional to jsonschema, 2 s to import
     for name in PACKAGES:
         importlib.import_module(name)
 

@@ -16,7 +16,7 @@ RUNNING: dict[str, subprocess.Popen | Process] = {}  # by stage, for `stop`: a w
 
 
 def execute(name: str, commands: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> int:
-    """Run a stage's commands in `folder`, one after another, output to `log`; the exit status of the first that fails, or 0."""
+    """Run a stage's commands in `folder` one by one, output to `log`; the exit status of the first that fails, or 0."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         for command in commands:
@@ -40,7 +40,7 @@ def stop() -> None:
 
 
 def _start(command: str, folder: Path, env: Mapping[str, str], output: int) -> subprocess.Popen | Process:
-    """Start a command: forked from a warm process if there is one; by a shell if it is not a plain call of a module of ours."""
+    """Start a command: forked from a warm process if there is one; by a shell if it is no plain call of our modules."""
     words = shlex.split(command)
     if words[:3] != [*PYTHON, "companion"]:
         words = [os.environ.get("SHELL", "/bin/sh"), "-c", command]

@@ -189,8 +189,9 @@ class ImageNet9(Source):
 class ImageFolder(Source):
     """Your own images: `path`/train/CLASS/* and `path`/test/CLASS/*, resized and centre-cropped to `size`.
 
-    Classes are in the order of their names. Transparent images are put on white; of 16 bits per channel the upper eight are
-    kept, of several frames the first. What is left out (other formats, deeper folders) is reported and noted in the card.
+    Classes are in the order of their names. Transparent images are put on white; of 16 bits per channel the upper eight
+    are kept, of several frames the first. What is left out (other formats, deeper folders) is reported and noted in the
+    card.
     """
 
     kind: Literal["image-folder"] = "image-folder"
@@ -235,7 +236,7 @@ def read(settings: Source, *, seed: int) -> dict[str, ImageSet]:
 
 
 def fingerprint(settings: Source) -> dict[str, Any]:
-    """Number, bytes and a hash of the names, sizes and times of the files that `settings.outside` lists; {} if none is there.
+    """Number, bytes and a hash of the names, sizes and times of the files that `settings.outside` lists; {} if none.
 
     A stage that reads the dataset depends on it, so that a change is noticed.
     """
@@ -277,7 +278,7 @@ def load(id: str, split: str) -> ImageSet:
 
 
 def folder(id: str) -> Path:
-    """A dataset's folder: data/constructed/<id> if a network made it (its id then has slashes), else data/datasets/<id>."""
+    """A dataset's folder: data/constructed/<id> if a network made it (its id has slashes), else data/datasets/<id>."""
     return made(f"{'constructed' if '/' in id else 'datasets'}/{id}")
 
 

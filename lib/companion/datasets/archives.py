@@ -1,4 +1,4 @@
-"""Datasets as their authors publish them: where they are, and ImageNet's derivatives, which torchvision does not read."""
+"""Datasets as authors publish them: where they are, and ImageNet's derivatives, which torchvision does not read."""
 
 import os
 import sys
@@ -47,8 +47,8 @@ def outside(name: str, url: str = "") -> list[Path]:
 def locate(name: str, url: str = "", md5: str = "") -> Path:
     """`name` in the folder ROBUST_FEATURES_DATA, or else in data/downloads.
 
-    If it is in neither, it is unpacked to data/downloads from the archive that `url` ends in, which lies in one of the two or
-    is downloaded. Files are checked against `md5`, folders are not.
+    If it is in neither, it is unpacked to data/downloads from the archive that `url` ends in, which lies in one of the
+    two or is downloaded. Files are checked against `md5`, folders are not.
     """
     ours, archive = paths.DATA / "downloads" / name, url.rpartition("/")[2]
     path, *_ = *outside(name), ours

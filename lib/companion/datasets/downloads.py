@@ -26,8 +26,9 @@ AGAIN = "delete it and run the same command again"
 def download(url: str, target: Path, *, waits: Sequence[float] = (1, 2, 4), **checksum: str) -> Path:
     """Fetch `url` to `target`, going on with `<target>.part`; a target that is already there is only checked.
 
-    `checksum` is md5=… or sha256=…; a broken connection is tried again after each of `waits` seconds. If several processes
-    ask for one file, one fetches it and the others wait. Raises UserError, which tells network from disk problems.
+    `checksum` is md5=… or sha256=…; a broken connection is tried again after each of `waits` seconds. If several
+    processes ask for one file, one fetches it and the others wait. Raises UserError, which tells network from disk
+    problems.
     """
     if target.exists():
         verify(target, AGAIN, **checksum)

@@ -34,7 +34,8 @@ def list_images(folder: Path) -> Listing:
     """The files `folder`/train/CLASS/* and `folder`/test/CLASS/* whose ending is that of an image format.
 
     Every folder in train or test that is neither hidden nor an operating system's is a class; they are in the order of
-    their names. Symbolic links are followed. Raises UserError if train or test is missing or the classes are fewer than two.
+    their names. Symbolic links are followed. Raises UserError if train or test is missing or the classes are fewer than
+    two.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no training images of any class, for there is no such folder")
@@ -73,7 +74,8 @@ def visible(folder: Path) -> list[Path]:
 def rgb(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
     """An image as uint8 (3, size, size): upright, on white where it is transparent, resized and cropped to its centre.
 
-    Of 16 bits per channel the upper eight are kept; floats must be in [0, 1]. Also says what was converted. Raises UserError.
+    Of 16 bits per channel the upper eight are kept; floats must be in [0, 1]. Also says what was converted. Raises
+    UserError.
     """
     with reading(path, "put a sound copy there, as PNG or JPEG"), Image.open(path) as file:
         done = []
@@ -108,7 +110,7 @@ def counted(kinds: Counter[str]) -> str:
 
 
 def fingerprint(paths: list[Path]) -> dict[str, Any]:
-    """Number, bytes and a hash of names, sizes and times of change of these files and of all in these folders; {} if none.
+    """Number, bytes and a hash of names, sizes and times of change of these files and all in these folders; {} if none.
 
     Follows symbolic links; four folders deep, so that a link to a folder above ends.
     """

@@ -1,4 +1,4 @@
-"""What readers see: tables, figures, pages and the contents. Imports no torch, and pandas, matplotlib, nbconvert only when used."""
+"""What readers see: tables, figures, pages, contents. Imports no torch; pandas, matplotlib, nbconvert only if used."""
 
 from importlib import import_module
 from typing import Any

@@ -11,10 +11,10 @@ from companion.report.tables import html_text, latex, latex_table, lay_out, prin
 
 
 def compared(ours: DataFrame, *, artefact: str, caption: str) -> Shown:
-    """The paper's table of settings, its rows and columns as printed: ours in every cell, and the paper's if it differs.
+    """The paper's table of settings, rows and columns as printed: ours in every cell, and the paper's if it differs.
 
     `ours` has the paper's rows as index and its columns, all text; what is absent shows a dash. Writes
-    tables/<artefact>.csv, .html and .tex into the page's folder. Raises UserError if published.yaml has no such table."""
+    tables/<artefact>.csv, .html and .tex to the page's folder. Raises UserError if published.yaml has no such table."""
     rows = printed(artefact)
     (index,), dimension, where = rows.attrs["index"], rows.attrs["dimension"], rows.attrs["where"]
     mine = [ours[row[dimension]].get(row[index], "–") if row[dimension] in ours else "–" for _, row in rows.iterrows()]

@@ -62,7 +62,7 @@ ACRONYMS = ("hsic", "svhn", "vgg", "wrn")
 
 
 def load_run() -> dict[str, Any]:
-    """The `run` of run.yaml, not validated: `params.load` does that, and imports torch. Raises UserError if there is none."""
+    """run.yaml's `run`, not validated: `params.load` does that and imports torch. Raises UserError if there is none."""
     try:
         run = YAML(typ="safe").load(paths.RUN)["run"]
         if lacking := {"scale", "seed"} - {*run}:

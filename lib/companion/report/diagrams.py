@@ -82,7 +82,7 @@ def bottleneck() -> Figure:
 
 
 def ibrar(layers: Sequence[str], regularised: Sequence[str]) -> Figure:
-    """IB-RAR (Xu et al. 2022, Fig. 2): its terms on the `regularised` among a network's hidden `layers`, and its mask."""
+    """IB-RAR (Xu et al. 2022, Fig. 2): its terms on the `regularised` of a network's hidden `layers`, and its mask."""
     drawing, axis = plt.subplots(figsize=(10, 4.4))
     step = 76 / (len(layers) + 1)
     boxes = {"x": Box(1, 12, 9, 9, "batch $X$")}
@@ -103,7 +103,7 @@ def ibrar(layers: Sequence[str], regularised: Sequence[str]) -> Figure:
 
 
 def patterns(size: int = 48) -> dict[str, NDArray]:
-    """Images (size, size) in [0, 1] of a made-up class: `A` its shape, `B` a small part of that, `C` an artefact beside it."""
+    """Images (size, size) in [0, 1] of a made-up class: `A` its shape, `B` a small part, `C` an artefact beside it."""
     y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
     head = (((x - 0.5) / 0.3) ** 2 + ((y - 0.56) / 0.34) ** 2 < 1).astype(float)
     ears = sum(

@@ -1,4 +1,4 @@
-"""What the contents list beside the claims: printed numbers without one of ours beside them, and the papers' contradictions."""
+"""What the contents list beside the claims: printed numbers without one of ours, and the papers' contradictions."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from companion.report.tables import either, entries, evidence, label, values_of
 
 
 def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The papers' numbers without one of ours beside them, by artefact: how many of how many, and why, as far as the files tell."""
+    """The papers' numbers without one of ours, by artefact: how many of how many, and why, as far as the files tell."""
     found = []
     for artefact, entry in entries().items():
         if entry.get("unit") is None:

@@ -32,7 +32,7 @@ PREAMBLE = (
 
 
 def scale_index(run: dict[str, Any]) -> Path:
-    """Write the contents of one scale: the claims, each paper's artefacts, the groundwork. What is not made yet has no link."""
+    """Write one scale's contents: claims, each paper's artefacts, groundwork. What is not made yet has no link."""
     target = paths.REPORTS / run["scale"] / "index.html"
     papers = groupby(pages := sections(), key=lambda page: page.companion["paper"])
     stages = groupby(groundwork(run), key=lambda page: page.stage)
@@ -84,7 +84,10 @@ def seeds(run: dict[str, Any]) -> str:
     counts = [len(group.get("seeds", [0])) for group in run["networks"].values()]
     several = sum(count > 1 for count in counts)
     if not several:
-        return "Every network was trained with one seed: intervals are over test images; another seed may change a value by more."
+        return (
+            "Every network was trained with one seed: intervals are over test images;"
+            " another seed may change a value by more."
+        )
     were = f"{several} of {len(counts)} groups of networks {'was' if several == 1 else 'were'}"
     return f"{were} trained with several seeds, and the intervals there are over these seeds."
 
@@ -99,7 +102,7 @@ def all_tables(run: dict[str, Any]) -> Path:
 
 
 def index() -> Path:
-    """Write the contents of run.yaml's scale and the first page, and before them what they list: the library and the tables."""
+    """Write the contents of run.yaml's scale and the first page, after what they list: the library and the tables."""
     run = load_run()
     library.render(run)
     all_tables(run)

@@ -1,4 +1,4 @@
-"""The first page, reports/index.html: what each paper claims, what was found and how certain that is, for every scale there is."""
+"""The first page, reports/index.html: what each paper claims, what was found and how certain it is, at every scale."""
 
 import base64
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a paper's main claims: the scale that decides, its verdicts, each in a sentence, and how certain that is."""
+    """What became of a paper's main claims: the deciding scale, its verdicts, each in a sentence, how certain it is."""
 
     scale: Scale
     verdicts: tuple["Verdict", ...]
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def render() -> Path:
-    """Write reports/index.html. Without any report it says so; each statement is from the scale that says most about it."""
+    """Write reports/index.html. Without reports it says so; statements are from the scales that say most about them."""
     from companion.report.gaps import known_faults  # imports pandas, which running a notebook does without
 
     target, found = paths.REPORTS / "index.html", scales()
@@ -97,7 +97,7 @@ def outcome(claims: Sequence[str], found: Sequence[Scale]) -> Outcome | None:
 
 
 def judged(found: Sequence[Scale], alike: Container[str] = ()) -> Iterator[tuple[Scale, str, "Verdict"]]:
-    """Every claim with its verdict at each scale that tested it; once if its artefact is `alike` at all, or if none did."""
+    """Every claim with its verdict at each scale that tested it; once if its artefact is `alike` at all or none did."""
     for id in found[0].verdicts if found else ():
         tested = [scale for scale in found if scale.verdicts[id].comparisons] or found[:1]
         once = found[0].verdicts[id].entry.artefacts[0] in alike
@@ -145,10 +145,10 @@ def short(commit: str) -> str:
 
 
 def confidence(verdicts: Sequence["Verdict"], scale: Scale, images: str = "") -> str:
-    """How far to trust these verdicts, in a word, and why: the scale's images or others, seeds, n, and what is undecided.
+    """How far to trust these verdicts, in a word, and why: the scale's images or others, seeds, n, what is undecided.
 
-    Low on digits, or if most comparisons are open; otherwise high with several seeds and nine in ten comparisons decided,
-    moderate with one of the two, low with neither."""
+    Low on digits, or if most comparisons are open; otherwise high with several seeds and nine in ten comparisons
+    decided, moderate with one of the two, low with neither."""
     from companion.claims import EXACT  # imports pandas
 
     every = [each for verdict in verdicts for each in verdict.comparisons]
@@ -184,7 +184,7 @@ def _over_images(verdicts: Sequence["Verdict"]) -> list[float]:
 
 
 def abstract(found: Sequence[Scale]) -> dict[str, Any] | None:
-    """The picture across the page: an image, its perturbation and the new class, and what the index says for each given label."""
+    """The picture across the page: image, perturbation, new class, and what the index says for each given label."""
     for scale in found:
         rows = scale.rows("kim-given-label")
         if rows.empty:
@@ -202,8 +202,9 @@ def _told(told: dict[str, Any], scale: Scale) -> str:
     from companion.report.tables import label
 
     row, other = told["true"], told["random"]
-    said = f"Told the true label, the robust channels of {label(row['network'])} predict it for {row['value']:.0f} % of the "
-    said += f"test images of {label(row['dataset'])}; told a random label, they predict that one for {other['value']:.0f} %."
+    said = f"Told the true label, the robust channels of {label(row['network'])} predict it for "
+    said += f"{row['value']:.0f} % of the test images of {label(row['dataset'])}; "
+    said += f"told a random label, they predict that one for {other['value']:.0f} %."
     word = scale.verdicts["kim-index-records-the-label"].word if "kim-index-records-the-label" in scale.verdicts else ""
     if word == "holds":
         return f"{said} What these channels carry is largely the label that the method was told."
@@ -298,7 +299,8 @@ def _clean(scale: Scale) -> list[str]:
             learnt = "with all training images" if row["dataset"].startswith("cifar10") else "on other images"
             beside = f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else f', {learnt}'})" if len(theirs) else ""
             found.append(
-                f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}: {row['value']:.1f}{beside}"
+                f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}:"
+                f" {row['value']:.1f}{beside}"
             )
     return found or ["–"]
 
@@ -343,13 +345,13 @@ def figure(artefact: str, claim: str, found: Sequence[Scale], homes: dict[str, s
 
 
 def thumbnail(artefact: str, found: Sequence[Scale]) -> str:
-    """The address of a figure's picture: SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
+    """The address of a figure's picture: SVG, which follows the reader's theme, unless heavy; empty without one."""
     drawn = ((scale.place, picture(scale.folder, artefact)) for scale in found)
     return _first(f"{place}/{path}" for place, path in drawn if path)
 
 
 def forest(verdict: "Verdict", width: int = 230) -> Markup:
-    """The effects of all comparisons as marks, and of the one that decides with its interval, from −100 to 100 points."""
+    """The effects of all comparisons as marks, the deciding one's with its interval, from −100 to 100 points."""
     scale = 100 if verdict.entry.rule.form == "correlates" else 1
     at = lambda value: f"{width / 2 + max(-100, min(100, scale * value)) * (width - 12) / 200:.1f}"  # noqa: E731
     marks = [f'<path d="M{width / 2} 2V20" class="zero"/>']

@@ -117,7 +117,7 @@ def mathml(latex: str, *, display: bool) -> str:
 
 
 def _own_anchors(body: str) -> str:
-    """Give every heading its own anchor: one that an artefact or an earlier heading has, or an empty one, gets a number."""
+    """Give each heading its own anchor: one that an artefact or earlier heading has, or an empty one, gets a number."""
     taken = {"main", "search", *re.findall(r'\bid="([^"]+)"', ANCHOR.sub("", body))}
 
     def own(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Results that took more than minutes are committed: reports/published/<scale>/, with a manifest that describes them."""
+"""Results that took more than minutes are committed: reports/published/<scale>/, with a manifest describing them."""
 
 import json
 import re
@@ -22,11 +22,11 @@ def publish(
     lock: dict[str, Any] | None = None,
     more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, SHA-256 of every file.
+    """Copy reports/<scale>/ to reports/published/<scale>/ with manifest.json: provenance, parameters, files' SHA-256.
 
-    `source` is another folder to copy, `lock` the entries of dvc.lock that tell from which code, settings and data it was made;
-    `more` writes what else is published to the folder that it is given.
-    Raises UserError if there is no report yet."""
+    `source` is another folder to copy, `lock` the entries of dvc.lock that tell from which code, settings and data it
+    was made; `more` writes what else is published to the folder that it is given. Raises UserError if there is no
+    report yet."""
     source, target = source or paths.REPORTS / run["scale"], paths.REPORTS / "published" / run["scale"]
     if not any(source.glob("*")):
         raise UserError(f"{source} holds no report yet: run `make reproduce SCALE={run['scale']}` first")
@@ -47,7 +47,7 @@ def publish(
 
 
 def locked(project: Path) -> dict[str, Any]:
-    """dvc.lock of a project, except for stages that are not up to date, and those that the chosen scale does not have."""
+    """dvc.lock of a project, except for stages that are not up to date or that the chosen scale does not have."""
     from dvc.repo import Repo  # takes seconds to import
 
     with Repo(str(project)) as repo:
@@ -67,7 +67,7 @@ def _within(html: str, page: Path) -> str:
 
 
 def _deeper(html: str) -> str:
-    """A page one folder further down: its link to the first page; links to other scales, which may not be there, are removed."""
+    """A page one folder further down: its link to the first page; links to other scales, maybe absent, are removed."""
     html = html.replace(
         'data-home href="', 'data-home="published" href="../'
     )  # once, even if it is published again with others

@@ -1,4 +1,4 @@
-"""The reports that there are, by scale, run here or published: where each keeps its rows, its pages and its verdicts."""
+"""The reports that there are, by scale, run here or published: where each keeps its rows, pages and verdicts."""
 
 import json
 import re
@@ -80,7 +80,7 @@ class Scale:
 
     @cached_property
     def verdicts(self) -> dict[str, "Verdict"]:
-        """The verdict on every claim; none on a claim that has asked for other columns since the report was published."""
+        """The verdict on every claim; none on one that has asked for other columns since the report was published."""
         import pandas as pd
 
         from companion.claims import Verdict, entries, judge
@@ -109,7 +109,7 @@ class Scale:
 
 
 def scales() -> list[Scale]:
-    """Every scale that has a report, the most telling first; for one that was both run here and published, the former."""
+    """Every scale that has a report, the most telling first; for one both run here and published, the former."""
     found = {scale.name: scale for scale in (*_found(published=True), *_found(published=False))}
     rank = {name: place for place, name in enumerate(ORDER)}
     return sorted(found.values(), key=lambda scale: (rank.get(scale.name, len(ORDER)), scale.name))
@@ -128,7 +128,7 @@ def _found(*, published: bool) -> Iterator[Scale]:
 
 
 def _behind(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings without the networks and images of papers that have no page in the folder: scales are published by paper."""
+    """Settings without networks and images of papers that have no page in the folder: scales are published by paper."""
     papers = {path.name.split("-")[1] for path in folder.glob("[0-9]*-*")}
     networks = {name: group for name, group in run.get("networks", {}).items() if name.partition("/")[0] in papers}
     if not networks:

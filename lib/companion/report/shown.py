@@ -30,14 +30,14 @@ WORDS = {  # of verdicts: the mark, and what is said of one claim and of several
 
 
 def picture(folder: Path, artefact: str) -> str:
-    """A figure's path seen from `folder`: the SVG, which follows the reader's theme, unless it is heavy; empty if there is none."""
+    """A figure's path from `folder`: the SVG, which follows the reader's theme, unless heavy; empty without one."""
     found = {end: next(folder.rglob(f"{artefact}.{end}"), None) for end in ("svg", "png")}
     drawn = found["svg"] if found["svg"] and found["svg"].stat().st_size < HEAVY else found["png"]
     return drawn.relative_to(folder).as_posix() if drawn else ""
 
 
 def anchors(page: Path) -> set[str]:
-    """What links to a page may end in: a scale may lack an artefact, such as one of a dataset that it has no networks on."""
+    """What links to a page may end in: a scale may lack an artefact, such as one of a dataset it has no networks on."""
     return {*re.findall(r' id="([^"]+)"', page.read_text("utf-8"))} if page.exists() else set()
 
 
@@ -61,7 +61,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What results were measured with, in sentences, and the numbers of seeds that networks were trained with; see `conditions`."""
+    """What results were measured with, in sentences, and the numbers of seeds of the networks; see `conditions`."""
 
     text: str
     seeds: tuple[int, ...]

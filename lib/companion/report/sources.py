@@ -17,7 +17,7 @@ def source(*functions: Callable[..., Any] | type) -> Markdown:
 def line(function: Callable[..., Any], holds: str) -> str:
     """The one line of a function's source that holds these words, without its indent.
 
-    Raises ValueError if there is none, or more than one: what is shown beside a paper's step must not drift from the code."""
+    Raises ValueError unless there is exactly one: what is shown beside a paper's step must not drift from the code."""
     found = [each.strip() for each in inspect.getsource(function).splitlines() if holds in each]
     if len(found) != 1:
         raise ValueError(f"{function.__qualname__} has {len(found)} lines with {holds!r}, not one")

@@ -1,4 +1,4 @@
-"""Keeping out what a user's machine would add to a kernel or a page: settings of Python, IPython, Jupyter and matplotlib."""
+"""Keeping out what a user's machine adds to a kernel or a page: settings of Python, IPython, Jupyter, matplotlib."""
 
 import os
 import socket
@@ -15,9 +15,9 @@ THEIRS = ("IPYTHON", "JUPYTER", "MATPLOTLIB", "MPL", "PYTHONOPTIMIZE", "PYTHONST
 
 @contextmanager
 def apart(cache: Path) -> Iterator[Path]:
-    """The environment in which kernels run and pages are rendered, the same for every user; yields a folder that belongs to it.
+    """The environment in which kernels run and pages are rendered, the same for every user; yields its folder.
 
-    `cache` keeps matplotlib's list of fonts, which takes seconds to make; a home that cannot be written to is not needed."""
+    `cache` keeps matplotlib's list of fonts, which takes seconds to make; no home that can be written to is needed."""
     before = dict(os.environ)
     ours = {name: value for name, value in before.items() if not name.startswith(THEIRS)}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a kernel may write to it until it has ended

@@ -13,6 +13,7 @@ from robust_features.attacks.targets import each_target
 from robust_features.settings import Count, Number, Pixels, Share, Whole, settings
 
 Part = Annotated[Share, Field(gt=0)]
+NEWTON = 30  # steps at most; two to six are enough for images
 
 
 @settings
@@ -105,21 +106,22 @@ class FAB:
 def to_hyperplane(images: Tensor, gradient: Tensor, residual: Tensor, norm: Norm) -> Tensor:
     """The δ of least norm with ⟨gradient, δ⟩ = residual and images + δ in [0, 1], or the corner nearest to it.
 
-    Every pixel moves the way that helps, by min(λ, room) in L∞ and by min(λ·|gradient|, room) in L2; ⟨gradient, δ⟩ is
-    then piecewise linear in λ, and is solved for it by sorting the values at which pixels run out of room.
+    Every pixel moves the way that helps, by min(λ, room) in L∞ and by min(λ·|gradient|, room) in L2. ⟨gradient, δ⟩ is
+    then concave and piecewise linear in λ: Newton's steps from below are exact once no further pixel runs out of room.
     """
     x, g = images.flatten(1), gradient.flatten(1)
     way = g.sign() * residual.sign()[:, None]
-    weight = g.abs()
+    weight, wanted = g.abs(), residual.abs()[:, None]
     room = torch.where(way > 0, 1 - x, x)
     speed = torch.ones_like(x) if norm == "linf" else weight
-    full = room / speed.clamp_min(1e-30)
-    at, order = full.sort(1)
-    used, slope = (weight * room).gather(1, order).cumsum(1), (weight * speed).gather(1, order)
-    left = slope.flip(1).cumsum(1).flip(1)  # slope of the pixels that have room at each value, itself included
-    reached = used + at * (left - slope)
-    place = torch.searchsorted(reached, residual.abs()[:, None]).clamp_max(x.shape[1] - 1)
-    before = (used - (weight * room).gather(1, order)).gather(1, place)
-    scale = (residual.abs()[:, None] - before) / left.gather(1, place).clamp_min(1e-30)
-    scale = torch.minimum(scale.clamp_min(0), at[:, -1:])
+    full, most, slope = room / speed.clamp_min(1e-30), weight * room, weight * speed
+    scale = torch.zeros_like(wanted)
+    for _ in range(NEWTON):
+        spent = full <= scale
+        left = wanted - (most * spent).sum(1, keepdim=True)
+        further = left / (slope * ~spent).sum(1, keepdim=True).clamp_min(1e-30)
+        before, scale = scale, torch.maximum(scale, further)
+        if not x.is_cuda and torch.equal(scale, before):  # a GPU would be waited for
+            break
+    scale = scale.clamp_max(full.amax(1, keepdim=True))
     return (way * torch.minimum(scale * speed, room)).view_as(images)
