@@ -92,6 +92,16 @@ def test_networks_are_called_what_they_are_and_stand_for_what_the_paper_has(runs
     assert runs["quick"].labels("springer/victims")["densenet121"] == "DenseNet-121, width 1/4"
 
 
+def test_a_dataset_of_the_study_that_is_cifars_own_images_stands_for_it_and_a_readers_does_not(runs):
+    called = {scale: run.stands_for["dataset"] for scale, run in runs.items()}
+    assert called == {"quick": {}, "photographs": {"cifar10-25k": "cifar10"}, "gpu": {}, "paper": {}}
+    own = (
+        "  cifar100: null\n  svhn: {kind: svhn-first",
+        "  mine: {kind: cifar10, validation: 9}\n  svhn: {kind: svhn-first",
+    )
+    assert checked("photographs", own).stands_for == runs["photographs"].stands_for
+
+
 def test_the_study_names_the_datasets_and_groups_of_all_scales_and_no_others(runs):
     for kind in ("datasets", "networks"):
         there = {name for run in runs.values() for name in getattr(run, kind)}

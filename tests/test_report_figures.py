@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from companion import claims
-from companion.report import curves, figure, images, landing, plain, style
+from companion.report import curves, figure, images, landing, multiples, plain, style
 
 ODD = ["a$b$", "$", r"\$x$ \alpha", "a_b^c", "<b> & {%#}", r"$\frac{", "ä"]
 
@@ -40,6 +40,29 @@ def test_names_above_and_beside_images_are_text(tmp_path):
     assert said == [[*map(plain, ODD)]] * 3 and rows.axes[0].get_xticklabels()[0].get_text() == plain(ODD[0])
     for drawing in (columns, rows):
         figure(drawing, alt="no error")
+
+
+def test_a_column_without_titles_has_none_and_many_columns_stay_on_the_page():
+    pictures = torch.zeros(1, 3, 8, 8)
+    drawing = images.in_columns({str(number): pictures for number in range(20)}, {"0": ["cat"], "19": ["dog"]})
+    assert [t.get_text() for t in drawing.axes[0].texts] == ["cat", "dog"]
+    assert drawing.get_size_inches()[0] == pytest.approx(images.WIDEST)
+    few = images.in_columns({"a": pictures, "b": pictures})
+    assert few.get_size_inches()[0] == pytest.approx(2.7)
+    plt.close("all")
+
+
+def test_a_floor_is_drawn_in_its_own_panel_alone():
+    rows = pd.DataFrame(
+        {"x": ["0", "1"] * 2, "value": 1.0, "low": 0.0, "high": 2.0, "victim": ["a", "a", "b", "b"], "on": "digits"}
+    )
+    options = dict(x="x", panel="victim", group="on", xlabel="", ylabel="")
+    drawing = multiples(rows, **options, floors={("digits", "a"): 0.5})
+    dashed = [[line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"] for axis in drawing.axes[:2]]
+    assert dashed == [[0.5], []] and not [
+        line for axis in multiples(rows, **options).axes for line in axis.lines if line.get_linestyle() == "--"
+    ]
+    plt.close("all")
 
 
 def test_a_name_with_an_underscore_in_front_has_its_line_in_the_legend():

@@ -38,6 +38,8 @@ def test_printed_numbers_without_a_partner_are_counted_with_the_reason(project):
     keep(project, "digits,vgg16,8,7,6,8", "cifar10,vgg16,9,,,")
     (found,) = gaps.not_run(run)
     assert (found["count"], found["total"], found["why"]) == (1, 2, "no CIFAR-10 at this scale")
+    part = run | {"datasets": run["datasets"] | {"cifar10-25k": {"kind": "cifar10"}}}
+    assert gaps.not_run(part)[0]["why"] == "no such networks or attacks at this scale"
     keep(project, "digits,vgg16,8,,,", "digits,other,,7,6,8")
     assert gaps.not_run(run)[0]["why"] == "no such networks or attacks at this scale"
     keep(project, "digits,vgg16,8,7,6,8")

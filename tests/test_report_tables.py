@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from sample_networks import at_scale
 
 from companion import paths, report
 from companion.report import figures, tables
@@ -172,6 +173,44 @@ def test_a_network_that_stands_for_the_papers_is_joined_by_its_name_and_says_so(
     assert "<th>WRN-10-1 (for WRN-28-10)</th>" in shown.html and "<th>VGG-16, width 1/8</th>" in shown.html
     assert shown.rows["paper"].tolist() == make(agreement()).rows["paper"].tolist()
     assert {*shown.rows["network"][:6]} == {"WRN-10-1 (for WRN-28-10)", "VGG-16, width 1/8"}
+
+
+def test_a_dataset_that_is_the_papers_own_images_gets_its_values_and_differences_and_no_for():
+    stands = at_scale("photographs").stands_for
+    rows, reference = agreement("cifar10-25k"), {"dataset": "cifar10"}
+    shown = make(rows, stands_for={"dataset": stands["dataset"]}, reference=reference)
+    assert shown.rows["paper"].tolist() == make(agreement()).rows["paper"].tolist()
+    assert shown.rows["difference"].notna().sum() == 6 and shown.rows["reference"].isna().all()
+    assert {*shown.rows["dataset"][:6]} == {"cifar10-25k"}, (
+        "the CSV's names are ids, by which claims know the study's datasets"
+    )
+    assert (
+        "CIFAR-10, 25,000 to train</th>" in shown.html and "(for" not in shown.html and "other images" not in shown.html
+    )
+    some = make(rows[rows["example"] == "pgd"], stands_for={"dataset": stands["dataset"]}).html
+    assert "it has no networks on SVHN or Tiny-ImageNet" in some and "CIFAR-10 or" not in some
+    apart = make(rows, reference=reference).html
+    assert "CIFAR-10</b>, which are other images" in apart, "without its leave it stays apart"
+
+
+def test_the_tables_of_springer_and_ilyas_take_the_papers_values_at_a_scale_with_part_of_cifar10():
+    run = at_scale("photographs")
+    for entry, artefact, columns in (
+        ("springer/main", "springer-table-1", ["classifier", "test set"]),
+        ("ilyas/main", "ilyas-robust-dataset", ["trained on", "example"]),
+        ("ilyas/main", "ilyas-nonrobust-dataset", ["trained on", "example"]),
+    ):
+        paper = report.published(artefact)
+        rows = paper.assign(dataset=run.constructed[entry].dataset, low=0.0, high=100.0, n=1000).drop(
+            columns="approximate"
+        )
+        places = dict(index=["dataset", columns[0]], columns=columns[1:], reference={"dataset": "cifar10"})
+        shown = report.table(rows, artefact=artefact, caption="", stands_for=run.stands_for, **places)
+        assert (
+            shown.rows["difference"].eq(0).all()
+            and len(shown.rows) == len(paper)
+            and "no counterpart" not in shown.html
+        )
 
 
 def test_what_a_person_runs_is_written_to_explored(page, data, monkeypatch):

@@ -91,9 +91,14 @@ class Run:
 
     @property
     def stands_for(self) -> dict[str, dict[str, str]]:
-        """For tables: the paper's name of each network, by what it is here."""
+        """For tables: the paper's name of each network, by what it is here; and of each dataset of the study that is CIFAR's
+        own images, but fewer to train or test on, by its id: cifar10-25k → cifar10."""
         networks = [model.network for model in self.members("").values()]
-        return {"network": {label(each): PAPERS_NAMES.get(each.kind, each.kind) for each in networks}}
+        cifar = {id: data.kind for id, data in self.datasets.items() if data.kind in ("cifar10", "cifar100")}
+        return {
+            "network": {label(each): PAPERS_NAMES.get(each.kind, each.kind) for each in networks},
+            "dataset": {id: kind for id, kind in cifar.items() if id != kind and id in self.study.datasets},
+        }
 
 
 def load(path: Path | None = None) -> Run:

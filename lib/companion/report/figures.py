@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from html import escape
 
 import matplotlib
@@ -118,10 +119,21 @@ def curves(axis: Axes, rows: DataFrame, *, x: str, hue: str) -> None:
         axis.fill_between(part[x], part["low"], part["high"], alpha=0.2, facecolor=colour, linewidth=0)
 
 
-def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, ylabel: str, across: int = 4) -> Figure:
+def multiples(
+    rows: DataFrame,
+    *,
+    x: str,
+    panel: str,
+    group: str,
+    xlabel: str,
+    ylabel: str,
+    across: int = 4,
+    floors: Mapping[tuple[str, str], float] | None = None,
+) -> Figure:
     """One small panel for each `panel` of a `group`: its line of `value` along `x` with its band, the others' lines in grey.
 
-    Many lines in one panel cannot be told apart; all panels share the vertical axis."""
+    Many lines in one panel cannot be told apart; all panels share the vertical axis. `floors` by (group, panel) are drawn as
+    dashed lines: what is reached without what the curve is about, such as a network's errors on clean images."""
     from companion.report.tables import label
 
     panels = {name: [*part.groupby(panel, sort=False)] for name, part in rows.groupby(group, sort=False)}
@@ -136,6 +148,8 @@ def multiples(rows: DataFrame, *, x: str, panel: str, group: str, xlabel: str, y
                     axis.plot(line[x], line["value"], color="#88888880", lw=0.8)
             axis.plot(part[x], part["value"], color="C0", marker="o", ms=4)
             axis.fill_between(part[x], part["low"], part["high"], alpha=0.25, facecolor="C0", linewidth=0)
+            if (name, which) in (floors or {}):
+                axis.axhline(floors[name, which], color="C1", ls="--", lw=1)
             axis.set_visible(True)
             axis.set_title(plain(f"{label(name)}\n{label(which)}"), fontsize=9)
             axis.tick_params(labelsize=8)

@@ -11,7 +11,7 @@ from companion.report.tables import either, entries, evidence, label, values_of
 
 def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
     """The papers' numbers without one of ours, by artefact: how many of how many, and why, as far as the files tell."""
-    found = []
+    found, here = [], {*run["datasets"], *(data.get("kind") for data in run["datasets"].values())}
     for artefact, entry in entries().items():
         if entry.get("unit") is None:
             continue  # settings, which are all there
@@ -24,7 +24,7 @@ def not_run(run: dict[str, Any]) -> list[dict[str, Any]]:
         if alone.empty:
             continue
         asked = [*alone["dataset"].unique()] if "dataset" in alone else []
-        lacking = [label(name) for name in asked if name not in run["datasets"]]
+        lacking = [label(name) for name in asked if name not in here]
         why = f"no {either(lacking)} at this scale" if lacking else "no such networks or attacks at this scale"
         found.append(_absent(artefact, entry, len(alone), len(paper), why))
     return found

@@ -12,14 +12,16 @@ from companion.paths import page_folder
 from companion.report.figures import plain
 from companion.report.shown import write
 
+WIDEST = 11.0  # inches of a page: of more than eight images in a line each gets less than 1.35
+
 
 def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
-    """One column per name, one row per image (3, H, W), uint8 or in [0, 1]; above each image its title, if it has one."""
+    """One column per name, one row per image (3, H, W), uint8 or in [0, 1]; above each image its title, if its column has any."""
     count, room = min(map(len, columns.values())), 0.2 if titles else 0.0
     drawing, axis = _grid([[images[row] for images in columns.values()] for row in range(count)], room)
     axis.set_xticks([column + 0.5 for column in range(len(columns))], [*map(plain, columns)])
     for column, name in enumerate(columns if titles else ()):
-        for row, title in enumerate(titles[name][:count]):
+        for row, title in enumerate(titles.get(name, ())[:count]):
             axis.text(column + 0.5, row * (1 + room) - 0.02, plain(title), ha="center", va="bottom", fontsize=8)
     return drawing
 
@@ -54,7 +56,8 @@ def rows(titles: Mapping[str, Sequence[str]], names: Sequence[str]) -> pd.DataFr
 def _grid(lines: Sequence[Sequence], room: float) -> tuple[Figure, Axes]:
     """Images in unit squares with `room` above each, on one axes: laying out one axes per image would take seconds."""
     wide, high = len(lines[0]), len(lines) * (1 + room)
-    drawing, axis = plt.subplots(figsize=(1.35 * wide, 1.35 * high + 0.3))
+    side = min(1.35, WIDEST / wide)
+    drawing, axis = plt.subplots(figsize=(side * wide, side * high + 0.3))
     for row, line in enumerate(lines):
         for column, image in enumerate(line):
             shown = image.clamp(0, 1) if image.is_floating_point() else image

@@ -296,8 +296,9 @@ def _clean(scale: Scale) -> list[str]:
         for row in rows.to_dict("records"):
             network = label(row.get("network") or row.get("classifier") or row.get("trained on") or "")
             theirs = pd.to_numeric(pd.Series([row.get("paper"), row.get("reference")]), errors="coerce").dropna()
-            learnt = "with all training images" if row["dataset"].startswith("cifar10") else "on other images"
-            beside = f" (paper: {theirs.iloc[0]:g}{'' if row.get('paper') else f', {learnt}'})" if len(theirs) else ""
+            other = "" if row.get("paper") else ", on other images"
+            learnt = ", with all training images" if row["dataset"].startswith("cifar10-") else other
+            beside = f" (paper: {theirs.iloc[0]:g}{learnt})" if len(theirs) else ""
             found.append(
                 f"{artefact.partition('-')[0].capitalize()}: {network}, {label(row['dataset'])}:"
                 f" {row['value']:.1f}{beside}"

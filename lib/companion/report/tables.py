@@ -123,7 +123,7 @@ def table(
 
     `reference` names another dataset of the paper, whose values are shown once, separately, if there are none on one of
     the study: {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
-    {"network": {"WRN-10-1": "wrn28-10"}}.
+    {"network": {"WRN-10-1": "wrn28-10"}}; one whose label begins with the paper's keeps it, as part of the same dataset does.
     `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
     Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
     paper = published(artefact)
@@ -182,7 +182,10 @@ def table(
         wide = wide.rename_axis(index=lambda name: plain(name.capitalize()), columns=lambda name: None)
         return wide.rename(index=plain, columns=plain)
 
-    notes = _notes(ours, paper, not_run, units, reference or {}, conditions, columns)
+    here = {label(name) for name in ours.get("dataset", [])} | {
+        *map(label, (stands_for or {}).get("dataset", {}).values())
+    }
+    notes = _notes(ours, paper, not_run, units, reference or {}, conditions, columns, here)
     write(
         page_folder() / "tables" / f"{artefact}.tex",
         latex_table(grid("{}", " {}", r" {{\footnotesize {}}}", latex), artefact, caption, conditions),
@@ -226,8 +229,8 @@ def _number(name: object) -> float:
 
 
 def _shown(ours: str, paper: str) -> str:
-    """What we have, and what it stands for if that has another name: WRN-10-1 (for WRN-28-10)."""
-    return ours if ours.startswith(paper) else f"{ours} (for {paper})"
+    """What we have, and what it stands for if readers call that otherwise: WRN-10-1 (for WRN-28-10)."""
+    return ours if label(ours).startswith(paper) else f"{ours} (for {paper})"
 
 
 def _compare(
@@ -266,8 +269,9 @@ def _notes(
     reference: dict[str, str],
     conditions: Conditions | None,
     columns: list[str],
+    here: set[str],
 ) -> str:
-    """The notes under the table: how to read a cell, whose values the small ones are, what was not run."""
+    """The notes under the table: how to read a cell, whose values the small ones are, what was not run; `here` are our datasets."""
     few, many = ours["n"].min(), ours["n"].max()
     over = f" {conditions.over}" if conditions else ""
     wide = (ours["high"] > ours["low"]) | ours["n"].notna() & ours["high"].notna()
@@ -293,7 +297,7 @@ def _notes(
     if not_run.empty:
         return notes
     lacking = [label(each) for each in not_run.index.unique("dataset")] if "dataset" in not_run.index.names else []
-    lacking = [each for each in lacking if each not in {*map(label, ours.get("dataset", []))}]
+    lacking = [each for each in lacking if each not in here]
     why = f"it has no networks on {either(lacking)}" if lacking else "it has no such networks or attacks"
     other = "other " if len(not_run) < len(paper) else ""
     summary = f"The paper's {other}values ({len(not_run)} of {len(paper)}) have no counterpart at this scale: {why}"
