@@ -91,8 +91,7 @@ class Run:
 
     @property
     def stands_for(self) -> dict[str, dict[str, str]]:
-        """For tables: the paper's name of each network, by what it is here; and of each dataset of the study that is CIFAR's
-        own images, but fewer to train or test on, by its id: cifar10-25k → cifar10."""
+        """For tables: the papers' names of networks, and of datasets that are a part of CIFAR by another id."""
         networks = [model.network for model in self.members("").values()]
         cifar = {id: data.kind for id, data in self.datasets.items() if data.kind in ("cifar10", "cifar100")}
         return {

@@ -11,10 +11,10 @@ from robust_features.networks import label as network_label
 
 
 def conditions(run: Run, *names: str, attacks: Collection[str] = (), also: str = "") -> Conditions:
-    """The networks of groups or members (`kim/vgg16`, `kim/vgg16/adversarial`) and the named attacks on them, in sentences.
+    """The networks of groups or members (`kim/vgg16`, `kim/vgg16/adversarial`) and named attacks on them, in sentences.
 
-    Says network, dataset, epochs and seeds; norm, ε and steps of each attack that the groups make; the bottleneck of groups
-    that distil; then `also`. Names that are not part of this scale are left out."""
+    Says network, dataset, epochs and seeds; norm, ε and steps of each attack that the groups make; the bottleneck of
+    groups that distil; then `also`. Names that are not part of this scale are left out."""
     groups = {name: run.networks[group] for name in names if (group := _group(run, name))}
     chosen = {name: [*_members(name, group)] for name, group in groups.items()}
     trained = _grouped(
@@ -57,7 +57,7 @@ def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
 
 
 def _dataset(run: Run, name: str) -> str:
-    """The dataset that a network is tested on: if it learnt from a constructed set, the dataset that this is made from."""
+    """The dataset that a network is tested on: what a constructed set, if it learnt from one, is made from."""
     made = next((entry for key, entry in run.constructed.items() if name.startswith(f"{key}/")), None)
     return made.dataset if made else name
 

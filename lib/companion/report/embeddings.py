@@ -21,8 +21,8 @@ def tsne(
 ) -> pd.DataFrame:
     """One row per point: example, features, class index, x, y. `parts` maps example → kind → (N, …) features.
 
-    A column `note`, where there is one, says what else was done: of N images or fewer the perplexity is (N − 1) / 3, and
-    features that are all alike are one point. Raises UserError for features that are not finite."""
+    A column `note`, where there is one, says what else was done: of N images or fewer the perplexity is (N − 1) / 3,
+    and features that are all alike are one point. Raises UserError for features that are not finite."""
     frames = []
     for example, kinds in parts.items():
         for kind, features in kinds.items():
@@ -35,7 +35,7 @@ def tsne(
 
 
 def neighbours(features: ArrayLike, labels: ArrayLike, *, count: int = 10) -> Interval:
-    """How many images, in percent, have the class that most of the `count` nearest other images have, by (N, …) features.
+    """How many images, in percent, have the class of most of their `count` nearest other images, by (N, …) features.
 
     Distances are Euclidean; of classes that are equally frequent the lowest index counts, and of N images or fewer all
     others are asked. Raises UserError for features that are not finite."""
@@ -78,7 +78,7 @@ def _embed(flat: NDArray, perplexity: float, seed: int) -> tuple[NDArray, str]:
 
 
 def grid(points: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """One row per example set, one column per kind of feature, coloured by class; the legend names at most ten classes."""
+    """One row per example set, one column per kind of feature, by class; the legend names ten classes at most."""
     from companion.report.tables import label
 
     examples, kinds = points["example"].unique(), points["features"].unique()

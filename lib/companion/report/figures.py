@@ -50,11 +50,12 @@ def figure(
     conditions: Conditions | None = None,
     finding: str = "",
 ) -> Shown:
-    """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show the figure.
+    """Write figures/<artefact>.svg, .png and (of the plotted `data`) .csv into the page's folder; close and show it.
 
-    `alt` says in words what the figure shows, `finding` what was found, in a sentence of the rows. The caption begins with what
-    claims of the papers that are judged by the figure have come to, and with the finding; then come `alt`, the `conditions`
-    under which `data` were measured, n, and what their intervals are over. Without an artefact, the figure is only shown."""
+    `alt` says in words what the figure shows, `finding` what was found, in a sentence of the rows. The caption begins
+    with what claims of the papers that are judged by the figure have come to, and with the finding; then come `alt`,
+    the `conditions` under which `data` were measured, n, and what their intervals are over. Without an artefact, the
+    figure is only shown."""
     with plt.rc_context({"svg.hashsalt": artefact or "figure"}):
         svg = _save(fig, "svg", metadata={"Date": None, "Creator": None}).decode()
     svg = svg.replace(INK, "currentColor").replace("<defs>", f"{THEME}<defs>", 1)
@@ -82,7 +83,7 @@ def figure(
 
 
 def _found(artefact: str) -> str:
-    """What the papers' claims that are judged by this figure alone have come to, at most FINDINGS of them, in sentences."""
+    """What the papers' claims that this figure alone judges have come to, at most FINDINGS of them, in sentences."""
     from companion.claims import entries, verdict  # which imports this package
     from companion.report.landing import sentence
 
@@ -102,7 +103,7 @@ def _under(data: DataFrame | None, conditions: Conditions | None) -> str:
 
 
 def plain(text: object) -> str:
-    r"""`text` escaped so that matplotlib draws it letter by letter: `$` would begin an equation, a first `_` hides it from legends.
+    r"""`text` as matplotlib draws it letter by letter: `$` would begin an equation, a first `_` hide it from legends.
 
     >>> plain("_a$b$")
     '$\\_$a\\$b\\$'
@@ -130,10 +131,10 @@ def multiples(
     across: int = 4,
     floors: Mapping[tuple[str, str], float] | None = None,
 ) -> Figure:
-    """One small panel for each `panel` of a `group`: its line of `value` along `x` with its band, the others' lines in grey.
+    """A small panel for each `panel` of a `group`: its `value` along `x` with its band, the others' lines in grey.
 
-    Many lines in one panel cannot be told apart; all panels share the vertical axis. `floors` by (group, panel) are drawn as
-    dashed lines: what is reached without what the curve is about, such as a network's errors on clean images."""
+    Many lines in one panel cannot be told apart; all panels share the vertical axis. `floors` by (group, panel) are
+    drawn as dashed lines: what is reached without what the curve is about, such as errors on clean images."""
     from companion.report.tables import label
 
     panels = {name: [*part.groupby(panel, sort=False)] for name, part in rows.groupby(group, sort=False)}

@@ -16,7 +16,7 @@ WIDEST = 11.0  # inches of a page: of more than eight images in a line each gets
 
 
 def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
-    """One column per name, one row per image (3, H, W), uint8 or in [0, 1]; above each image its title, if its column has any."""
+    """One column per name, a row per image (3, H, W), uint8 or in [0, 1]; above each image its title, if any."""
     count, room = min(map(len, columns.values())), 0.2 if titles else 0.0
     drawing, axis = _grid([[images[row] for images in columns.values()] for row in range(count)], room)
     axis.set_xticks([column + 0.5 for column in range(len(columns))], [*map(plain, columns)])
@@ -27,7 +27,7 @@ def in_columns(columns: Mapping[str, Sequence], titles: Mapping[str, Sequence[st
 
 
 def in_rows(rows: Mapping[str, Sequence], names: Sequence[str] = ()) -> Figure:
-    """One row per name, one column per image (3, H, W), uint8 or in [0, 1]; above each column its name, if it has one."""
+    """One row per name, a column per image (3, H, W), uint8 or in [0, 1]; above each column its name, if any."""
     count = min(map(len, rows.values()))
     drawing, axis = _grid([images[:count] for images in rows.values()], 0.0)
     axis.set_yticks([row + 0.46 for row in range(len(rows))], [*map(plain, rows)])

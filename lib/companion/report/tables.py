@@ -119,13 +119,13 @@ def table(
     stands_for: dict[str, dict[str, str]] | None = None,
     decimals: int = 1,
 ) -> Shown:
-    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's, in its order.
+    """Lay out `rows` (dimensions, value, low, high, n, perhaps unit) as `index` by `columns`, beside the paper's.
 
     `reference` names another dataset of the paper, whose values are shown once, separately, if there are none on one of
     the study: {"dataset": "cifar10"}. `stands_for` tells for a dimension what the paper calls a value of ours, as in
-    {"network": {"WRN-10-1": "wrn28-10"}}; one whose label begins with the paper's keeps it, as part of the same dataset does.
-    `conditions` under which the rows were measured follow the caption, and their number of seeds goes into the CSV.
-    Writes tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
+    {"network": {"WRN-10-1": "wrn28-10"}}; one whose label begins with the paper's keeps it. `conditions` under which
+    the rows were measured follow the caption, and their number of seeds goes into the CSV. Writes
+    tables/<artefact>.csv, .html and .tex into the page's folder. Raises ValueError if two rows fall into one cell."""
     paper = published(artefact)
     tidy, not_run = _compare(rows, paper, reference or {}, stands_for or {})
     for dimension, names in (stands_for or {}).items():
@@ -197,7 +197,7 @@ def table(
 def lay_out(
     cells: DataFrame, rows: DataFrame, *, artefact: str, caption: str, conditions: Conditions | None, notes: str
 ) -> Shown:
-    """Write `rows` as tables/<artefact>.csv and a grid of HTML `cells` as .html, and show the grid; the .tex is the caller's."""
+    """Write `rows` as tables/<artefact>.csv and a grid of HTML `cells` as .html, and show it; .tex is the caller's."""
     folder = page_folder() / "tables"
     write(folder / f"{artefact}.csv", rows)
     body = cells.to_html(escape=False, border=0).replace("<th></th>", "<td></td>")
@@ -221,7 +221,7 @@ def _printed(paper: DataFrame, dimension: str) -> list[str]:
 
 
 def _number(name: object) -> float:
-    """The number in a dimension's value, 1/8 before 1/4; 0 if there is none: such names keep the order they are met in."""
+    """The number in a dimension's value, 1/8 before 1/4; 0 if there is none: such names keep the order they come in."""
     try:
         return float(Fraction(str(name)))
     except ValueError:
@@ -271,7 +271,7 @@ def _notes(
     columns: list[str],
     here: set[str],
 ) -> str:
-    """The notes under the table: how to read a cell, whose values the small ones are, what was not run; `here` are our datasets."""
+    """The notes under the table: how to read a cell, whose the small values are, what was not run of datasets `here`."""
     few, many = ours["n"].min(), ours["n"].max()
     over = f" {conditions.over}" if conditions else ""
     wide = (ours["high"] > ours["low"]) | ours["n"].notna() & ours["high"].notna()
@@ -285,13 +285,14 @@ def _notes(
     notes = f"<b>Ours</b>{unit}{half}{count}."
     if ours["paper"].notna().any():
         notes += f" <small>Small print: {escape(paper.attrs['where'])}"
-        notes += f"{' (difference)' if ours['difference'].notna().any() else ''}, {evidence(paper.attrs['evidence'])}.</small>"
+        notes += " (difference)" if ours["difference"].notna().any() else ""
+        notes += f", {evidence(paper.attrs['evidence'])}.</small>"
     notes = f"<p>{notes}</p>"
     if ours["reference"].notna().any():
         (dimension, name), *_ = reference.items()
         of = not_run.index.get_level_values(dimension) == name
-        notes += f"\n<p>The paper's values on <b>{html_text(label(name))}</b>, which are other images than ours, so no difference "
-        notes += f"is computed ({escape(paper.attrs['where'])}, {evidence(paper.attrs['evidence'])}):</p>"
+        notes += f"\n<p>The paper's values on <b>{html_text(label(name))}</b>, which are other images than ours, so no "
+        notes += f"difference is computed ({escape(paper.attrs['where'])}, {evidence(paper.attrs['evidence'])}):</p>"
         notes += f"\n{SCROLL}{_listing(not_run[of].droplevel(dimension), columns)}</div>"
         not_run = not_run[~of]
     if not_run.empty:

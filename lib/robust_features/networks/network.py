@@ -12,7 +12,7 @@ from torch.nn import functional as F
 class GlobalAverage(nn.Module):
     """(N, C, h, w) → (N, C): the mean over positions.
 
-    It divides the sum, and so no gradient of (N, C, h, w): `AdaptiveAvgPool2d` takes three to ten times as long on a CPU.
+    It divides the sum, so no gradient of (N, C, h, w): `AdaptiveAvgPool2d` takes three to ten times as long on a CPU.
     """
 
     def forward(self, features: Tensor) -> Tensor:
