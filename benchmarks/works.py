@@ -123,7 +123,7 @@ def works(bench: Bench) -> list[Work]:
         Work("PGD-10 training epoch", "Kim et al.", (3, 10), epoch, _our_epoch(bench), _their_epoch(bench),
              warm=200, rounds=1 if bench.gpu else 3,
              note="each side draws its own order, crops, flips and starts"),
-        Work("distillation, 200 steps", "Kim et al.", (10, 50), test, _our_sigma(bench), _their_sigma(bench), rounds=1,
+        Work("distillation, 200 steps", "Kim et al.", (10, 50), test, _our_sigma(bench), _their_sigma(bench),
              note="from images to channel indices, the threshold over batches of 100 as in their code"),
         Work("CW, 200 steps", "torchattacks", (3, 5), short, _lazy(bench, lambda: CarliniWagner(c=C, steps=200)),
              _peer(bench, peers.torchattack, "CW", c=C, steps=200, lr=0.1), rounds=1,
