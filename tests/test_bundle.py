@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -14,7 +15,10 @@ import pytest
 from companion import bundle, node, paths, pipeline
 from robust_features.settings import UserError
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or newer"),
+]
 GRAPH = """
 stages:
   dataset:

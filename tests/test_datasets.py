@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,10 @@ from companion.datasets import (
     read,
 )
 from robust_features.settings import UserError
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or newer"
+)
 
 REAL = os.environ.get(archives.ELSEWHERE, "")
 

@@ -12,6 +12,10 @@ from servers import nowhere, serve
 from companion.datasets.downloads import download, extract, writing
 from robust_features.settings import UserError
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or newer"
+)
+
 CONTENT = bytes(range(256)) * 999
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
