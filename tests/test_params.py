@@ -207,7 +207,7 @@ Q = "scales/quick.yaml, "
         ("fab: {kind: fab}", "fab: {kind: fab, epsilon: 16}", r"attacks\.kim\.fab.*: .*write 16/255"),
         ("apgd: {kind: apgd}", "apgd: {kind: apgd, epsilon: 8/0}", r"attacks\.kim\.apgd\.epsilon: '8/0' is no number; write it like .*8/255"),
         ("apgd: {kind: apgd}", "apgd: {kind: apgd, epsilon: 0}", r"attacks\.kim\.apgd\.epsilon: 0 leaves every image as it is"),
-        ("digits-8: {l2: 0.5}", "digits-8: {l2: 64}", r"threat\.digits-8.*: 64 in L2 is more than two images of 8 pixels can differ, 13\.9; write 64/255"),
+        ("digits-8: {l2: 0.5}", "digits-8: {l2: 64}", rf"{Q}threat\.digits-8.*: 64 in L2 is more than two images of 8 pixels can differ, 13\.9; write 64/255"),
         ("norm: l2, epsilon: 2.0", "norm: l2, epsilon: 128", r"attacks\.transfer\.untargeted\.epsilon: 128 in L2 is more than .*; write 128/255"),
         ("make: &far {epsilon: 2.0", "make: &far {epsilon: 128", rf"{Q}constructed\.ilyas/main\.sets\.random\.make\.epsilon: 128 in L2 is more than"),
         ("digits: {kind: digits, size: 32", "digits: {kind: digits, size: 16", r"recipes\.kim\.network: vgg16 leaves of images of 16 pixels nothing; take a dataset of 32 pixels"),

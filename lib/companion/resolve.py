@@ -225,17 +225,22 @@ def _attack(attack: Written, text: Written, table: str, dataset: str) -> Written
         found["epsilon"] = epsilon if share is None else _times(share, epsilon)
     if step is not None and "step_size" not in found:
         found["step_size"] = _times(step, found["epsilon"])
-    places = {"epsilon": f"params.yaml, threat.{dataset}", "step_size": whole.places.get("step", table), **whole.places}
+    places = {"epsilon": _threat_at(text, dataset)[1], "step_size": whole.places.get("step", table), **whole.places}
     return Written(found, places)
 
 
 def _threat(text: Written, dataset: str, norm: str, attack: Written) -> Any:
-    name = text["constructed"][_entry(dataset)]["dataset"] if "/" in dataset else dataset
-    known = text["threat"].get(name, {})
+    known, place = _threat_at(text, dataset)
     if norm not in known:
         where = next(iter(attack.places.values()), "attacks")
-        raise UserError(f"params.yaml, threat.{name}: no {norm}, the ε of the attack at {where}")
+        raise UserError(f"{place}: no {norm}, the ε of the attack at {where}")
     return known[norm]
+
+
+def _threat_at(text: Written, dataset: str) -> tuple[Mapping[str, Any], str]:
+    """The entry of `threat` for a dataset, or for what it is constructed from, and where that is or would be written."""
+    name = text["constructed"][_entry(dataset)]["dataset"] if "/" in dataset else dataset
+    return text["threat"].get(name, {}), text["threat"].places.get(name, f"params.yaml, threat.{name}")
 
 
 def _as_written(form: Written, text: Written) -> Written:
